@@ -1,0 +1,104 @@
+//! The pages of one channel program: wanted, then held, then released.
+
+/// What holding a program's pages took; for metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Frames asked for.
+    pub gets: u32,
+    /// Frames that were pinned already.
+    pub hits: u32,
+    /// Frames that had to be pinned.
+    pub misses: u32,
+    /// Frames unpinned to make room.
+    pub evictions: u32,
+    /// Calls to the pinner that pin.
+    pub pin_calls: u32,
+    /// Times the program waited for room or for somebody else's pin.
+    pub waits: u32,
+}
+
+/// The frames of one program. Made once, reused for request after request: its buffers grow to the
+/// largest program seen and stay.
+#[derive(Debug, Default)]
+pub struct Hold {
+    pub(crate) wanted: Vec<u32>,
+    pub(crate) held: Vec<u32>,
+    pub(crate) missing: Vec<u32>,
+    pub(crate) fresh: Vec<u32>,
+    pub(crate) victims: Vec<u32>,
+    pub(crate) ticket: Option<u64>,
+    pub(crate) limit: Option<u32>,
+    pub(crate) tally: Tally,
+}
+
+impl Hold {
+    /// Limits every later program of this hold to `bytes` of distinct frames.
+    pub fn limit_bytes(&mut self, bytes: Option<u64>) {
+        self.limit =
+            bytes.map(|bytes| u32::try_from(bytes >> crate::FRAME_SHIFT).unwrap_or(u32::MAX));
+    }
+
+    /// Wants a frame. The same frame twice in a row counts once; elsewhere it may be wanted again.
+    #[inline]
+    pub fn want(&mut self, frame: u32) {
+        debug_assert!(
+            self.held.is_empty(),
+            "a hold takes no new wishes while it holds"
+        );
+        if self.wanted.last() != Some(&frame) {
+            self.wanted.push(frame);
+        }
+    }
+
+    /// Forgets what was wanted, for the next program.
+    pub fn clear(&mut self) {
+        debug_assert!(
+            self.held.is_empty(),
+            "cleared a hold that still holds {} frames",
+            self.held.len()
+        );
+        self.wanted.clear();
+    }
+
+    /// Frames wanted, adjacent repeats counted once.
+    pub fn wanted(&self) -> usize {
+        self.wanted.len()
+    }
+
+    /// Whether frames are held now.
+    pub fn is_holding(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// What the last holding took.
+    pub fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    /// Distinct frames wanted. Sorts a copy, so only where the plain count does not decide.
+    pub(crate) fn distinct(&mut self) -> usize {
+        self.fresh.clear();
+        self.fresh.extend_from_slice(&self.wanted);
+        self.fresh.sort_unstable();
+        self.fresh.dedup();
+        self.fresh.len()
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        // Held frames may be under a device's hands: never released here, only by `Pool::release`.
+        // What remains stays pinned for good, which is safe, and is said.
+        if !self.held.is_empty() {
+            tracing::error!(
+                frames = self.held.len(),
+                "a hold was dropped while holding: its frames stay pinned"
+            );
+            debug_assert!(
+                std::thread::panicking(),
+                "a hold was dropped while holding {} frames",
+                self.held.len()
+            );
+        }
+    }
+}

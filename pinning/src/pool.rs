@@ -1,0 +1,1039 @@
+//! The pool of pinned frames: a hard budget, a lock-free hit, misses in order.
+//!
+//! A program asks for all its frames at once. If all are pinned, that is one compare-and-swap a
+//! frame and nothing else. If some are not, the program either gets room for all of them in one
+//! step or waits in line **holding nothing**: programs that wait cannot hold what others wait for,
+//! so there is no deadlock, and the first in line is served as soon as enough frames are idle.
+//!
+//! Order of a miss: room is booked under the lock; victims are unpinned off the lock; new frames
+//! are pinned off the lock, adjacent ones in one call; the words turn Ready. Victims go before new
+//! frames come, so what is really pinned never exceeds what is booked, and that never the budget.
+
+use std::future::poll_fn;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::task::{Context, Poll, Wake, Waker};
+
+use crossbeam_utils::CachePadded;
+use parking_lot::Mutex;
+use zerocopy::FromZeros;
+
+use crate::hold::{Hold, Tally};
+use crate::ledger::Ledger;
+use crate::word::{Eviction, StateWord, Taken};
+use crate::{FRAME, FRAME_SHIFT, GuestMap, HostRange, Mode, Pinner};
+
+/// Why a pool cannot be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PoolError {
+    /// Less than one frame.
+    #[error("a pin budget of {budget} bytes holds no frame: give at least {FRAME} bytes")]
+    BudgetTooSmall {
+        /// Bytes asked for.
+        budget: u64,
+    },
+    /// No memory for the table of state words.
+    #[error("no memory for the frame table of {frames} frames (8 bytes each)")]
+    TableTooLarge {
+        /// Frames of the guest.
+        frames: u32,
+    },
+    /// The whole guest cannot be pinned within the budget.
+    #[error(
+        "mode pinned needs the whole guest, {guest} bytes, but the budget is {budget}: raise the budget or use mode cached"
+    )]
+    GuestExceedsBudget {
+        /// Bytes of guest memory.
+        guest: u64,
+        /// Bytes of budget.
+        budget: u64,
+    },
+    /// The whole guest could not be pinned.
+    #[error("pinning the whole guest failed: {0}")]
+    Hold(#[from] HoldError),
+}
+
+/// Why a program's pages cannot be held. The program is refused; nothing of it is held.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HoldError {
+    /// The program alone needs more than may ever be pinned for it.
+    #[error(
+        "the program needs {need} bytes pinned at once but {which} allows {limit}: raise it or send smaller programs"
+    )]
+    TooLarge {
+        /// Bytes of distinct frames in the program.
+        need: u64,
+        /// The limit that it exceeds, in bytes.
+        limit: u64,
+        /// "the pin budget" or "the subchannel's share".
+        which: &'static str,
+    },
+    /// The pinner refused.
+    #[error("pinner {pinner} could not pin {len} bytes at guest address {address:#x}: {source}{}", remedy(.source))]
+    Pin {
+        /// Its name.
+        pinner: &'static str,
+        /// Guest address of the run.
+        address: u64,
+        /// Bytes of the run.
+        len: usize,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The pinner could not unpin what had to make room; it stays pinned and counted.
+    #[error(
+        "pinner {pinner} could not unpin {len} bytes at guest address {address:#x} to make room: {source}"
+    )]
+    Unpin {
+        /// Its name.
+        pinner: &'static str,
+        /// Guest address of the run.
+        address: u64,
+        /// Bytes of the run.
+        len: usize,
+        /// What it said.
+        source: io::Error,
+    },
+    /// A frame has 16,777,215 users already.
+    #[error("a frame has 16777215 users, as many as can be counted: send fewer programs at once")]
+    Saturated,
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENOMEM | libc::EAGAIN | libc::EPERM) => {
+            " (raise RLIMIT_MEMLOCK with 'ulimit -l', grant CAP_IPC_LOCK, or lower the pin budget)"
+        }
+        _ => "",
+    }
+}
+
+/// Pinned frames of one guest under one budget, shared by all subchannels of a service.
+pub struct Pool {
+    map: Arc<GuestMap>,
+    words: Box<[StateWord]>,
+    pinner: Box<dyn Pinner>,
+    /// Set once the whole guest is pinned: holding is then free.
+    whole: AtomicBool,
+    /// Programs in the queue for room; a release looks here to see whether anyone cares.
+    waiting: CachePadded<AtomicUsize>,
+    ledger: Mutex<Ledger>,
+}
+
+impl Pool {
+    /// A pool over `map` that pins through `pinner` and never more than `budget` bytes, rounded
+    /// down to whole frames.
+    ///
+    /// # Errors
+    ///
+    /// A budget below one frame; no memory for the table.
+    pub fn new(
+        map: Arc<GuestMap>,
+        pinner: Box<dyn Pinner>,
+        budget: u64,
+    ) -> Result<Self, PoolError> {
+        if budget < FRAME {
+            return Err(PoolError::BudgetTooSmall { budget });
+        }
+        // Zeroed memory is "all absent" and costs nothing until touched.
+        let words =
+            <[StateWord]>::new_box_zeroed_with_elems(map.frames() as usize).map_err(|_| {
+                PoolError::TableTooLarge {
+                    frames: map.frames(),
+                }
+            })?;
+        let limit = u32::try_from(budget >> FRAME_SHIFT).unwrap_or(u32::MAX);
+        Ok(Pool {
+            map,
+            words,
+            pinner,
+            whole: AtomicBool::new(false),
+            waiting: CachePadded::new(AtomicUsize::new(0)),
+            ledger: Mutex::new(Ledger::new(limit)),
+        })
+    }
+
+    /// Pins the whole guest, region by region; from then on holding is free.
+    ///
+    /// # Errors
+    ///
+    /// The guest exceeds the budget, or the pinner fails; nothing more is pinned then.
+    pub fn pin_whole_guest(&self) -> Result<(), PoolError> {
+        let guest = self.map.bytes();
+        if guest > self.budget_bytes() {
+            return Err(PoolError::GuestExceedsBudget {
+                guest,
+                budget: self.budget_bytes(),
+            });
+        }
+        let mut hold = Hold::default();
+        (0..self.map.frames()).for_each(|frame| hold.want(frame));
+        self.hold_blocking(&mut hold)?;
+        // Held for good by the pool itself: the list goes, the in-use counts stay.
+        hold.held.clear();
+        // Release: pairs with the Acquire in `poll_hold`.
+        self.whole.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Holds every frame that `hold` wants, waiting for room where there is none.
+    ///
+    /// Pending means nothing is held and the waker is kept. A future dropped meanwhile must call
+    /// [`Pool::forget`].
+    ///
+    /// # Errors
+    ///
+    /// See [`HoldError`]; nothing is held then.
+    #[inline]
+    pub fn poll_hold(&self, hold: &mut Hold, cx: &mut Context<'_>) -> Poll<Result<(), HoldError>> {
+        if hold.ticket.is_none() {
+            hold.tally = Tally {
+                gets: hold.wanted.len() as u32,
+                ..Tally::default()
+            };
+        }
+        // Acquire: pairs with the Release in `pin_whole_guest`.
+        if self.whole.load(Ordering::Acquire) {
+            hold.tally.hits = hold.tally.gets;
+            return Poll::Ready(Ok(()));
+        }
+        if hold
+            .limit
+            .is_some_and(|share| hold.wanted.len() > share as usize)
+            && let Err(error) = self.check_size(hold)
+        {
+            self.forget(hold);
+            return Poll::Ready(Err(error));
+        }
+        match self.take_all(hold) {
+            Ok(true) if hold.ticket.is_none() => {
+                hold.tally.hits = hold.tally.gets;
+                Poll::Ready(Ok(()))
+            }
+            Ok(_) => self.poll_misses(hold, cx),
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+
+    /// [`Pool::poll_hold`] as a future.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn hold(&self, hold: &mut Hold) -> Result<(), HoldError> {
+        let guard = QueueGuard { pool: self, hold };
+        poll_fn(|cx| guard.pool.poll_hold(guard.hold, cx)).await
+    }
+
+    /// [`Pool::poll_hold`] for a caller that can sleep.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn hold_blocking(&self, hold: &mut Hold) -> Result<(), HoldError> {
+        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        let mut cx = Context::from_waker(&waker);
+        loop {
+            match self.poll_hold(hold, &mut cx) {
+                Poll::Ready(result) => return result,
+                Poll::Pending => std::thread::park(),
+            }
+        }
+    }
+
+    /// Releases every frame that `hold` holds: the device is done with them. With
+    /// [`Mode::OnDemand`], frames that nobody else uses are unpinned now.
+    #[inline]
+    pub fn release(&self, hold: &mut Hold, mode: Mode) {
+        if hold.held.is_empty() {
+            return;
+        }
+        if mode == Mode::OnDemand {
+            self.release_and_unpin(hold);
+        } else {
+            self.let_go(hold);
+        }
+        // SeqCst: ordered with the SeqCst count in `StateWord::release` above and with the waiter's
+        // add in `wait_for_room`: a waiter that we miss here retries after its add and sees our
+        // release.
+        if self.waiting.load(Ordering::SeqCst) != 0 {
+            self.ledger.lock().wake_first();
+        }
+    }
+
+    /// Gives up the place in line of a hold that is not polled again for this program.
+    pub fn forget(&self, hold: &mut Hold) {
+        if let Some(ticket) = hold.ticket.take() {
+            let mut ledger = self.ledger.lock();
+            ledger.leave_queue(ticket);
+            self.waiting.store(ledger.queued(), Ordering::SeqCst);
+            ledger.wake_first();
+        }
+    }
+
+    /// Bytes pinned now.
+    pub fn pinned_bytes(&self) -> u64 {
+        u64::from(self.ledger.lock().pinned()) << FRAME_SHIFT
+    }
+
+    /// Most bytes that were pinned at one time.
+    pub fn peak_bytes(&self) -> u64 {
+        u64::from(self.ledger.lock().peak()) << FRAME_SHIFT
+    }
+
+    /// Bytes that may be pinned.
+    pub fn budget_bytes(&self) -> u64 {
+        u64::from(self.ledger.lock().limit()) << FRAME_SHIFT
+    }
+
+    /// Programs waiting for room at the moment.
+    pub fn waiting(&self) -> usize {
+        // Relaxed: a gauge.
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Name of the pinner.
+    pub fn pinner(&self) -> &'static str {
+        self.pinner.name()
+    }
+
+    /// The memory it pins.
+    pub fn map(&self) -> &Arc<GuestMap> {
+        &self.map
+    }
+
+    /// Unpins every frame that nobody uses; returns how many bytes that freed.
+    ///
+    /// # Errors
+    ///
+    /// The pinner could not unpin; what it kept stays counted.
+    pub fn unpin_all_idle(&self) -> Result<u64, HoldError> {
+        let before = self.pinned_bytes();
+        let mut hold = Hold::default();
+        self.unpin_idle(&mut hold, 0..self.map.frames())?;
+        Ok(before.saturating_sub(self.pinned_bytes()))
+    }
+
+    /// Takes every wanted frame that is pinned; the rest goes to `missing`. Whether none is missing.
+    #[inline]
+    fn take_all(&self, hold: &mut Hold) -> Result<bool, HoldError> {
+        hold.missing.clear();
+        for &frame in &hold.wanted {
+            match self.words[frame as usize].take() {
+                Taken::Hit => hold.held.push(frame),
+                Taken::Absent | Taken::Busy => hold.missing.push(frame),
+                Taken::Saturated => {
+                    self.let_go(hold);
+                    return Err(HoldError::Saturated);
+                }
+            }
+        }
+        Ok(hold.missing.is_empty())
+    }
+
+    /// Drops one use of every held frame.
+    #[inline]
+    fn let_go(&self, hold: &mut Hold) {
+        for frame in hold.held.drain(..) {
+            self.words[frame as usize].release();
+        }
+    }
+
+    /// Drops one use of every held frame and unpins those that were in their last use.
+    fn release_and_unpin(&self, hold: &mut Hold) {
+        let mut held = std::mem::take(&mut hold.held);
+        held.retain(|frame| self.words[*frame as usize].release());
+        if let Err(error) = self.unpin_idle(hold, held.iter().copied()) {
+            // Still pinned and still counted: said, and tried again by whoever needs the room.
+            tracing::error!(%error, "on-demand release left frames pinned");
+        }
+        held.clear();
+        hold.held = held;
+    }
+
+    /// The slow path: some frames are missing, or the program stands in line and it may be its turn.
+    #[cold]
+    fn poll_misses(&self, hold: &mut Hold, cx: &mut Context<'_>) -> Poll<Result<(), HoldError>> {
+        match self.pin_missing(hold, cx.waker()) {
+            Ok(true) => {
+                self.forget(hold);
+                let tally = &mut hold.tally;
+                tally.hits = tally.gets.saturating_sub(tally.misses);
+                Poll::Ready(Ok(()))
+            }
+            Ok(false) => {
+                hold.tally.waits += 1;
+                // Wait holding nothing (see the module's head); what this frees may be what the
+                // first in line waits for.
+                self.let_go(hold);
+                let ledger = self.ledger.lock();
+                if ledger.is_behind(hold.ticket) {
+                    ledger.wake_first();
+                }
+                Poll::Pending
+            }
+            Err(error) => {
+                self.release(hold, Mode::Cached);
+                self.forget(hold);
+                Poll::Ready(Err(error))
+            }
+        }
+    }
+
+    /// Pins what is missing. `false`: not now; the waker is where it will be woken.
+    fn pin_missing(&self, hold: &mut Hold, waker: &Waker) -> Result<bool, HoldError> {
+        self.check_size(hold)?;
+        loop {
+            let Hold { missing, held, .. } = hold;
+            missing.retain(|&frame| match self.words[frame as usize].take() {
+                Taken::Hit => {
+                    held.push(frame);
+                    false
+                }
+                _ => true,
+            });
+            if missing.is_empty() {
+                return Ok(true);
+            }
+            if !self.book(hold, waker) {
+                return Ok(false);
+            }
+            self.unpin_booked_victims(hold)?;
+            self.pin_fresh(hold)?;
+            let Hold { missing, fresh, .. } = hold;
+            missing.retain(|frame| fresh.binary_search(frame).is_err());
+        }
+    }
+
+    /// Refuses a program that could never be held.
+    fn check_size(&self, hold: &mut Hold) -> Result<(), HoldError> {
+        let budget = self.ledger.lock().limit();
+        let share = hold.limit.unwrap_or(u32::MAX);
+        let limit = budget.min(share);
+        if hold.wanted.len() <= limit as usize {
+            return Ok(());
+        }
+        let need = hold.distinct();
+        if need <= limit as usize {
+            return Ok(());
+        }
+        Err(HoldError::TooLarge {
+            need: (need as u64) << FRAME_SHIFT,
+            limit: u64::from(limit) << FRAME_SHIFT,
+            which: if budget <= share {
+                "the pin budget"
+            } else {
+                "the subchannel's share"
+            },
+        })
+    }
+
+    /// Under the lock: claims the absent ones of the missing frames into `fresh`, with room for all
+    /// of them, and the frames that must go for it into `victims`. `false`: not now; the waker waits.
+    ///
+    /// Words turn from Absent to Pinning here only, so what is absent stays so under the lock; and
+    /// owners wake bystanders under the lock after they let a word go, so a word seen busy here
+    /// will be reported.
+    fn book(&self, hold: &mut Hold, waker: &Waker) -> bool {
+        let mut ledger = self.ledger.lock();
+        let Hold {
+            missing,
+            fresh,
+            victims,
+            ticket,
+            ..
+        } = hold;
+        if ledger.is_behind(*ticket) {
+            *ticket = Some(ledger.queue_up(*ticket, waker));
+            self.waiting.store(ledger.queued(), Ordering::SeqCst);
+            return false;
+        }
+        fresh.clear();
+        fresh.extend(
+            missing
+                .iter()
+                .filter(|frame| self.words[**frame as usize].is_absent()),
+        );
+        fresh.sort_unstable();
+        fresh.dedup();
+        if fresh.is_empty() {
+            if missing
+                .iter()
+                .any(|frame| self.words[*frame as usize].is_owned())
+            {
+                ledger.stand_by(waker);
+                return false;
+            }
+            // All have become ready meanwhile: nothing to pin, take them.
+            victims.clear();
+            return true;
+        }
+        victims.clear();
+        let need = fresh.len() as u32;
+        if !ledger.make_room(need, &self.words, victims) {
+            *ticket = Some(ledger.queue_up(*ticket, waker));
+            self.waiting.store(ledger.queued(), Ordering::SeqCst);
+            // Pairs with the SeqCst pair in `release`: either the releaser sees the count above, or
+            // this second look sees its release.
+            fence(Ordering::SeqCst);
+            if !ledger.make_room(need, &self.words, victims) {
+                return false;
+            }
+        }
+        for &victim in victims.iter() {
+            ledger.leave(self.words[victim as usize].slot());
+        }
+        for &frame in fresh.iter() {
+            let claimed = self.words[frame as usize].claim(ledger.enter(frame));
+            debug_assert!(
+                claimed,
+                "frame {frame} was absent under the lock but could not be claimed"
+            );
+        }
+        victims.sort_unstable();
+        true
+    }
+
+    /// Unpins victims that `book` has taken off the accounts already.
+    fn unpin_booked_victims(&self, hold: &mut Hold) -> Result<(), HoldError> {
+        let Hold {
+            fresh,
+            victims,
+            tally,
+            ..
+        } = hold;
+        if victims.is_empty() {
+            return Ok(());
+        }
+        let mut gone = 0;
+        let result = self.for_runs(victims, |address, host, count| {
+            match self.pinner.unpin(address, host) {
+                Ok(()) => {
+                    gone += count as usize;
+                    Ok(())
+                }
+                Err(source) => Err(HoldError::Unpin {
+                    pinner: self.pinner.name(),
+                    address,
+                    len: host.len(),
+                    source,
+                }),
+            }
+        });
+        for &victim in &victims[..gone] {
+            self.words[victim as usize].vacate();
+        }
+        tally.evictions += gone as u32;
+        if result.is_err() {
+            // Nothing new may come for what did not go: the booking is undone.
+            let mut ledger = self.ledger.lock();
+            for &frame in fresh.iter() {
+                ledger.leave(self.words[frame as usize].slot());
+                self.words[frame as usize].fail();
+            }
+            for &victim in &victims[gone..] {
+                self.words[victim as usize].restore_in(ledger.enter(victim));
+            }
+        }
+        self.ledger.lock().wake_bystanders();
+        result
+    }
+
+    /// Pins what `book` has claimed, adjacent frames in one call, and holds it.
+    fn pin_fresh(&self, hold: &mut Hold) -> Result<(), HoldError> {
+        let Hold {
+            fresh, held, tally, ..
+        } = hold;
+        if fresh.is_empty() {
+            return Ok(());
+        }
+        let mut pinned = 0;
+        let result = self.for_runs(fresh, |address, host, count| {
+            tally.pin_calls += 1;
+            match self.pinner.pin(address, host) {
+                Ok(()) => {
+                    pinned += count as usize;
+                    Ok(())
+                }
+                Err(source) => Err(HoldError::Pin {
+                    pinner: self.pinner.name(),
+                    address,
+                    len: host.len(),
+                    source,
+                }),
+            }
+        });
+        for &frame in &fresh[..pinned] {
+            self.words[frame as usize].ready();
+            held.push(frame);
+        }
+        tally.misses += pinned as u32;
+        let mut ledger = self.ledger.lock();
+        for &frame in &fresh[pinned..] {
+            ledger.leave(self.words[frame as usize].slot());
+            self.words[frame as usize].fail();
+        }
+        ledger.wake_bystanders();
+        result
+    }
+
+    /// Unpins those of `frames` that nobody uses.
+    fn unpin_idle(
+        &self,
+        hold: &mut Hold,
+        frames: impl Iterator<Item = u32>,
+    ) -> Result<(), HoldError> {
+        let victims = &mut hold.victims;
+        victims.clear();
+        victims.extend(
+            frames
+                .filter(|frame| self.words[*frame as usize].try_evict(false) == Eviction::Claimed),
+        );
+        victims.sort_unstable();
+        let mut gone = 0;
+        let result = self.for_runs(victims, |address, host, count| {
+            match self.pinner.unpin(address, host) {
+                Ok(()) => {
+                    gone += count as usize;
+                    Ok(())
+                }
+                Err(source) => Err(HoldError::Unpin {
+                    pinner: self.pinner.name(),
+                    address,
+                    len: host.len(),
+                    source,
+                }),
+            }
+        });
+        if !victims.is_empty() {
+            let mut ledger = self.ledger.lock();
+            for &victim in &victims[..gone] {
+                ledger.leave(self.words[victim as usize].slot());
+                self.words[victim as usize].vacate();
+            }
+            for &victim in &victims[gone..] {
+                self.words[victim as usize].restore();
+            }
+            ledger.wake_bystanders();
+        }
+        result
+    }
+
+    /// Calls `each` with guest address, bytes and frame count of every run of adjacent frames.
+    fn for_runs(
+        &self,
+        frames: &[u32],
+        mut each: impl FnMut(u64, HostRange, u32) -> Result<(), HoldError>,
+    ) -> Result<(), HoldError> {
+        let mut rest = frames;
+        while let [first, ..] = *rest {
+            let mut count = 1;
+            while rest.get(count as usize) == Some(&(first + count))
+                && self.map.frames_host(first, count + 1).is_some()
+            {
+                count += 1;
+            }
+            if let (Some(address), Some(host)) = (
+                self.map.frame_address(first),
+                self.map.frames_host(first, count),
+            ) {
+                each(address, host, count)?;
+            }
+            rest = &rest[count as usize..];
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ledger = self.ledger.lock();
+        f.debug_struct("Pool")
+            .field("pinner", &self.pinner.name())
+            .field("pinned_frames", &ledger.pinned())
+            .field("limit_frames", &ledger.limit())
+            .field("queued", &ledger.queued())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Leaves the line if the future is dropped in it.
+struct QueueGuard<'a> {
+    pool: &'a Pool,
+    hold: &'a mut Hold,
+}
+
+impl Drop for QueueGuard<'_> {
+    fn drop(&mut self) {
+        self.pool.forget(self.hold);
+    }
+}
+
+/// Wakes a thread that sleeps in [`Pool::hold_blocking`].
+struct Unpark(std::thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Resident;
+    use crate::memlock::Memlock;
+    use std::collections::BTreeSet;
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+    /// Remembers what is pinned, refuses on request, and checks every call against the contract.
+    #[derive(Clone, Default)]
+    struct Model(Arc<Mutex<ModelState>>);
+
+    #[derive(Default)]
+    struct ModelState {
+        pinned: BTreeSet<u64>,
+        peak: usize,
+        calls: usize,
+        refuse_pin: bool,
+        refuse_unpin: bool,
+    }
+
+    impl Pinner for Model {
+        fn name(&self) -> &'static str {
+            "model"
+        }
+
+        fn pin(&self, address: u64, frames: HostRange) -> io::Result<()> {
+            let mut state = self.0.lock();
+            if state.refuse_pin {
+                return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+            }
+            state.calls += 1;
+            for frame in 0..frames.len() as u64 / FRAME {
+                assert!(
+                    state.pinned.insert(address + frame * FRAME),
+                    "pinned twice: {address:#x}+{frame}"
+                );
+            }
+            state.peak = state.peak.max(state.pinned.len());
+            Ok(())
+        }
+
+        fn unpin(&self, address: u64, frames: HostRange) -> io::Result<()> {
+            let mut state = self.0.lock();
+            if state.refuse_unpin {
+                return Err(io::Error::from_raw_os_error(libc::EINVAL));
+            }
+            for frame in 0..frames.len() as u64 / FRAME {
+                assert!(
+                    state.pinned.remove(&(address + frame * FRAME)),
+                    "unpinned what was not: {address:#x}+{frame}"
+                );
+            }
+            Ok(())
+        }
+    }
+
+    fn pool(frames: usize, budget: usize) -> (Pool, Model) {
+        let memory =
+            GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), frames << FRAME_SHIFT)])
+                .unwrap();
+        let model = Model::default();
+        let map = Arc::new(GuestMap::new(Arc::new(memory)).unwrap());
+        (
+            Pool::new(map, Box::new(model.clone()), (budget as u64) << FRAME_SHIFT).unwrap(),
+            model,
+        )
+    }
+
+    fn want(hold: &mut Hold, frames: impl IntoIterator<Item = u32>) {
+        hold.clear();
+        frames.into_iter().for_each(|frame| hold.want(frame));
+    }
+
+    fn poll(pool: &Pool, hold: &mut Hold) -> Poll<Result<(), HoldError>> {
+        pool.poll_hold(hold, &mut Context::from_waker(Waker::noop()))
+    }
+
+    #[test]
+    fn adjacent_misses_are_one_call_and_hits_are_none() {
+        let (pool, model) = pool(64, 16);
+        let mut hold = Hold::default();
+        want(&mut hold, [4, 5, 6, 20, 7, 4]);
+        pool.hold_blocking(&mut hold).unwrap();
+        assert_eq!(model.0.lock().calls, 2, "4-7 and 20");
+        assert_eq!(
+            hold.tally(),
+            Tally {
+                gets: 6,
+                hits: 1,
+                misses: 5,
+                pin_calls: 2,
+                ..Tally::default()
+            }
+        );
+        pool.release(&mut hold, Mode::Cached);
+        pool.hold_blocking(&mut hold).unwrap();
+        assert_eq!(model.0.lock().calls, 2);
+        assert_eq!(
+            hold.tally(),
+            Tally {
+                gets: 6,
+                hits: 6,
+                ..Tally::default()
+            }
+        );
+        pool.release(&mut hold, Mode::Cached);
+    }
+
+    #[test]
+    fn room_is_made_from_idle_frames_only() {
+        let (pool, model) = pool(64, 4);
+        let (mut busy, mut next) = (Hold::default(), Hold::default());
+        want(&mut busy, [0, 1]);
+        pool.hold_blocking(&mut busy).unwrap();
+        want(&mut next, [2, 3]);
+        pool.hold_blocking(&mut next).unwrap();
+        pool.release(&mut next, Mode::Cached);
+        want(&mut next, [10, 11]);
+        pool.hold_blocking(&mut next).unwrap();
+        assert_eq!(next.tally().evictions, 2);
+        assert_eq!(
+            model.0.lock().pinned.iter().copied().collect::<Vec<_>>(),
+            [0, 0x1000, 0xa000, 0xb000]
+        );
+        pool.release(&mut next, Mode::Cached);
+        pool.release(&mut busy, Mode::Cached);
+        assert_eq!(pool.peak_bytes(), 4 * FRAME);
+    }
+
+    #[test]
+    fn a_program_larger_than_the_budget_is_refused_with_both_numbers() {
+        let (pool, _) = pool(64, 4);
+        let mut hold = Hold::default();
+        want(&mut hold, 0..5);
+        let error = pool.hold_blocking(&mut hold).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the program needs 20480 bytes pinned at once but the pin budget allows 16384: raise it or send smaller programs"
+        );
+        assert!(!hold.is_holding());
+        want(&mut hold, [0, 1, 0, 1, 0, 1]);
+        pool.hold_blocking(&mut hold)
+            .expect("two distinct frames fit");
+        pool.release(&mut hold, Mode::Cached);
+        hold.limit_bytes(Some(FRAME));
+        assert!(matches!(
+            pool.hold_blocking(&mut hold),
+            Err(HoldError::TooLarge {
+                which: "the subchannel's share",
+                ..
+            })
+        ));
+    }
+
+    #[test]
+    fn waiting_is_in_order_and_holds_nothing() {
+        let (pool, _) = pool(64, 4);
+        let mut running = Hold::default();
+        want(&mut running, 0..3);
+        pool.hold_blocking(&mut running).unwrap();
+        let (mut first, mut second) = (Hold::default(), Hold::default());
+        want(&mut first, [0, 10, 11, 12]);
+        assert!(poll(&pool, &mut first).is_pending());
+        assert!(!first.is_holding());
+        want(&mut second, [20]);
+        assert!(
+            poll(&pool, &mut second).is_pending(),
+            "there is room for one, but another is first"
+        );
+        assert_eq!(pool.waiting(), 2);
+        pool.release(&mut running, Mode::Cached);
+        assert!(poll(&pool, &mut second).is_pending());
+        assert!(poll(&pool, &mut first).is_ready());
+        pool.release(&mut first, Mode::Cached);
+        assert!(poll(&pool, &mut second).is_ready());
+        pool.release(&mut second, Mode::Cached);
+        assert_eq!(pool.waiting(), 0);
+    }
+
+    #[test]
+    fn a_waiter_that_gives_up_lets_the_next_pass() {
+        let (pool, _) = pool(64, 2);
+        let mut running = Hold::default();
+        want(&mut running, [0]);
+        pool.hold_blocking(&mut running).unwrap();
+        let (mut first, mut second) = (Hold::default(), Hold::default());
+        want(&mut first, [1, 2]);
+        want(&mut second, [3]);
+        assert!(poll(&pool, &mut first).is_pending());
+        assert!(poll(&pool, &mut second).is_pending());
+        pool.forget(&mut first);
+        assert!(poll(&pool, &mut second).is_ready());
+        pool.release(&mut second, Mode::Cached);
+        pool.release(&mut running, Mode::Cached);
+    }
+
+    #[test]
+    fn on_demand_leaves_nothing_pinned() {
+        let (pool, model) = pool(64, 8);
+        let (mut one, mut two) = (Hold::default(), Hold::default());
+        want(&mut one, 0..4);
+        want(&mut two, 2..6);
+        pool.hold_blocking(&mut one).unwrap();
+        pool.hold_blocking(&mut two).unwrap();
+        pool.release(&mut one, Mode::OnDemand);
+        assert_eq!(
+            model.0.lock().pinned.len(),
+            4,
+            "2 and 3 are in use by the other"
+        );
+        pool.release(&mut two, Mode::OnDemand);
+        assert_eq!((model.0.lock().pinned.len(), pool.pinned_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn a_failed_pin_books_nothing() {
+        let (pool, model) = pool(64, 8);
+        let mut hold = Hold::default();
+        want(&mut hold, 0..4);
+        model.0.lock().refuse_pin = true;
+        let error = pool.hold_blocking(&mut hold).unwrap_err().to_string();
+        assert!(
+            error.contains("model") && error.contains("RLIMIT_MEMLOCK"),
+            "{error}"
+        );
+        assert_eq!(pool.pinned_bytes(), 0);
+        model.0.lock().refuse_pin = false;
+        pool.hold_blocking(&mut hold).unwrap();
+        pool.release(&mut hold, Mode::Cached);
+    }
+
+    #[test]
+    fn a_failed_unpin_keeps_the_count_true() {
+        let (pool, model) = pool(64, 4);
+        let mut hold = Hold::default();
+        want(&mut hold, 0..4);
+        pool.hold_blocking(&mut hold).unwrap();
+        pool.release(&mut hold, Mode::Cached);
+        model.0.lock().refuse_unpin = true;
+        want(&mut hold, 8..10);
+        assert!(matches!(
+            pool.hold_blocking(&mut hold),
+            Err(HoldError::Unpin { .. })
+        ));
+        assert_eq!(pool.pinned_bytes(), 4 * FRAME);
+        model.0.lock().refuse_unpin = false;
+        pool.hold_blocking(&mut hold).unwrap();
+        pool.release(&mut hold, Mode::Cached);
+        assert_eq!(pool.unpin_all_idle().unwrap(), 4 * FRAME);
+        assert!(model.0.lock().pinned.is_empty());
+    }
+
+    #[test]
+    fn the_whole_guest_is_pinned_once_or_refused() {
+        let (small, _) = pool(64, 8);
+        let error = small.pin_whole_guest().unwrap_err().to_string();
+        assert!(
+            error.contains("262144") && error.contains("32768"),
+            "{error}"
+        );
+        let (pool, model) = pool(64, 64);
+        pool.pin_whole_guest().unwrap();
+        assert_eq!(model.0.lock().calls, 1);
+        let mut hold = Hold::default();
+        want(&mut hold, 0..64);
+        assert!(poll(&pool, &mut hold).is_ready());
+        assert!(!hold.is_holding(), "nothing to release");
+        assert!(Pool::new(pool.map().clone(), Box::new(Resident), 4095).is_err());
+    }
+
+    #[test]
+    fn several_threads_never_exceed_the_budget() {
+        let (pool, model) = pool(256, 24);
+        std::thread::scope(|scope| {
+            for thread in 0..4u32 {
+                let pool = &pool;
+                scope.spawn(move || {
+                    let mut hold = Hold::default();
+                    let mut seed = thread + 1;
+                    for round in 0..400 {
+                        hold.clear();
+                        for _ in 0..1 + round % 16 {
+                            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                            hold.want((seed >> 16) % 256);
+                        }
+                        pool.hold_blocking(&mut hold).unwrap();
+                        let mode = if round % 3 == 0 {
+                            Mode::OnDemand
+                        } else {
+                            Mode::Cached
+                        };
+                        pool.release(&mut hold, mode);
+                    }
+                });
+            }
+        });
+        pool.unpin_all_idle().unwrap();
+        let state = model.0.lock();
+        assert!(
+            state.peak <= 24,
+            "{} frames were pinned at once",
+            state.peak
+        );
+        assert!(
+            state.pinned.is_empty(),
+            "{} frames leaked",
+            state.pinned.len()
+        );
+        assert_eq!(pool.waiting(), 0);
+    }
+
+    #[test]
+    fn a_dropped_future_leaves_the_line() {
+        let (pool, _) = pool(8, 2);
+        let mut running = Hold::default();
+        want(&mut running, [0, 1]);
+        pool.hold_blocking(&mut running).unwrap();
+        let mut waiting = Hold::default();
+        want(&mut waiting, [2]);
+        {
+            let mut future = std::pin::pin!(pool.hold(&mut waiting));
+            assert!(
+                future
+                    .as_mut()
+                    .poll(&mut Context::from_waker(Waker::noop()))
+                    .is_pending()
+            );
+            assert_eq!(pool.waiting(), 1);
+        }
+        assert_eq!(pool.waiting(), 0);
+        pool.release(&mut running, Mode::Cached);
+    }
+
+    #[test]
+    fn locked_bytes_follow_the_pool() {
+        // Other tests of this process use the model pinner, so VmLck moves only here.
+        let before = Memlock::of_this_process().unwrap();
+        if before.room().is_some_and(|room| room < 4 * FRAME) {
+            println!("SKIPPED: RLIMIT_MEMLOCK leaves no room for 16 KiB");
+            return;
+        }
+        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        let map = Arc::new(GuestMap::new(Arc::new(memory)).unwrap());
+        let pool = Pool::new(map, Box::new(Resident), 4 * FRAME).unwrap();
+        let mut hold = Hold::default();
+        want(&mut hold, [1, 2, 9]);
+        pool.hold_blocking(&mut hold).unwrap();
+        assert_eq!(
+            Memlock::of_this_process().unwrap().locked,
+            before.locked + 3 * FRAME
+        );
+        pool.release(&mut hold, Mode::OnDemand);
+        assert_eq!(Memlock::of_this_process().unwrap().locked, before.locked);
+    }
+}
