@@ -1,0 +1,299 @@
+//! The endpoint against well-behaved and hostile clients, over real sockets.
+//!
+//! Where a limit is a time, the test sets it short and waits for the effect for as long as it takes;
+//! no test asserts how long something took. [`PATIENCE`] only keeps a failing test from hanging.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// No client in these tests waits as long.
+const NEVER: Duration = Duration::from_secs(3600);
+
+/// Limits of which only the sizes are ever reached; a test for a time lowers it.
+const GENEROUS: Limits = Limits {
+    header_read: NEVER,
+    lifetime: NEVER,
+    ..Limits::DEFAULT
+};
+
+fn endpoint(limits: Limits) -> Endpoint {
+    let addr = SocketAddr::from(([127, 0, 0, 1], 0));
+    Endpoint::bind_with(addr, Registry::new(), limits).expect("a free port")
+}
+
+fn connect(endpoint: &Endpoint) -> TcpStream {
+    let stream = TcpStream::connect(endpoint.local_addr()).expect("listening");
+    stream.set_read_timeout(Some(PATIENCE)).expect("valid");
+    stream.set_write_timeout(Some(PATIENCE)).expect("valid");
+    stream
+}
+
+/// Sends `request` on a connection of its own and returns all that comes back.
+fn exchange(endpoint: &Endpoint, request: &str) -> String {
+    let mut stream = connect(endpoint);
+    stream.write_all(request.as_bytes()).expect("accepted");
+    let mut answer = String::new();
+    stream
+        .read_to_string(&mut answer)
+        .expect("an answer and the end");
+    answer
+}
+
+fn fetch(endpoint: &Endpoint, method: &str, path: &str) -> String {
+    exchange(
+        endpoint,
+        &format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
+    )
+}
+
+/// Sends a request and reads its short answer, leaving the connection open.
+fn health_check(stream: &mut TcpStream) -> bool {
+    let mut answer = Vec::new();
+    let mut chunk = [0; 512];
+    if stream
+        .write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        .is_err()
+    {
+        return false;
+    }
+    while !answer.ends_with(b"\r\n\r\nok\n") {
+        match stream.read(&mut chunk) {
+            Ok(0) | Err(_) => return false,
+            Ok(n) => answer.extend_from_slice(&chunk[..n]),
+        }
+    }
+    answer.starts_with(b"HTTP/1.1 200 ")
+}
+
+/// Waits for the server to end the connection: whether with an end of file or a reset is up to
+/// what was still unread.
+fn wait_until_closed(stream: &mut TcpStream) {
+    let mut rest = Vec::new();
+    match stream.read_to_end(&mut rest) {
+        Ok(_) => {}
+        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "still open"),
+    }
+}
+
+#[test]
+fn metrics_are_served_as_prometheus_text() {
+    let answer = fetch(&endpoint(GENEROUS), "GET", "/metrics");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(answer.contains("content-type: text/plain; version=0.0.4; charset=utf-8\r\n"));
+    assert!(answer.contains("\n# TYPE vfio_ccw_starts_total counter\n"));
+    assert!(answer.contains("\n# TYPE vfio_ccw_stage_duration_seconds histogram\n"));
+}
+
+#[test]
+fn index_health_and_query_strings_work() {
+    let endpoint = endpoint(GENEROUS);
+    assert!(fetch(&endpoint, "GET", "/").contains("<a href=\"/metrics\">"));
+    assert!(fetch(&endpoint, "GET", "/healthz").ends_with("\r\n\r\nok\n"));
+    assert!(fetch(&endpoint, "GET", "/metrics?x=1").starts_with("HTTP/1.1 200 "));
+}
+
+#[test]
+fn head_is_get_without_the_body() {
+    let answer = fetch(&endpoint(GENEROUS), "HEAD", "/metrics");
+    assert!(
+        answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\n"),
+        "{answer}"
+    );
+}
+
+#[test]
+fn other_paths_are_not_found() {
+    let endpoint = endpoint(GENEROUS);
+    for path in ["/metric", "/metrics/", "/../metrics", "//metrics"] {
+        assert!(
+            fetch(&endpoint, "GET", path).starts_with("HTTP/1.1 404 "),
+            "{path}"
+        );
+    }
+}
+
+#[test]
+fn other_methods_are_not_allowed() {
+    let endpoint = endpoint(GENEROUS);
+    for method in ["POST", "PUT", "DELETE", "OPTIONS", "BREW"] {
+        let answer = fetch(&endpoint, method, "/metrics");
+        assert!(answer.starts_with("HTTP/1.1 405 "), "{method}: {answer}");
+        assert!(answer.contains("allow: GET, HEAD\r\n"), "{answer}");
+    }
+}
+
+#[test]
+fn what_is_not_http_is_refused() {
+    let endpoint = endpoint(GENEROUS);
+    assert!(exchange(&endpoint, "\u{1}\u{2}\u{3}\r\n\r\n").starts_with("HTTP/1.1 400 "));
+    assert!(fetch(&endpoint, "GET", "/healthz").starts_with("HTTP/1.1 200 "));
+}
+
+#[test]
+fn a_huge_header_is_refused() {
+    let endpoint = endpoint(GENEROUS);
+    let filler = "a".repeat(4 * GENEROUS.header_bytes);
+    let mut stream = connect(&endpoint);
+    // A write may fail, and the answer may get lost in a reset: the server closes while more comes.
+    let _ = write!(
+        stream,
+        "GET /metrics HTTP/1.1\r\nHost: x\r\nX: {filler}\r\n\r\n"
+    );
+    let mut answer = Vec::new();
+    match stream.read_to_end(&mut answer) {
+        Ok(_) => assert!(answer.starts_with(b"HTTP/1.1 431 ")),
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "still open");
+            assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 431 "));
+        }
+    }
+    assert!(fetch(&endpoint, "GET", "/healthz").starts_with("HTTP/1.1 200 "));
+}
+
+#[test]
+fn a_connection_serves_several_requests() {
+    let endpoint = endpoint(GENEROUS);
+    let mut stream = connect(&endpoint);
+    assert!((0..3).all(|_| health_check(&mut stream)));
+}
+
+#[test]
+fn a_slow_header_holds_up_nobody_and_is_cut_off() {
+    let endpoint = endpoint(Limits {
+        header_read: Duration::from_millis(200),
+        ..GENEROUS
+    });
+    let mut slow = connect(&endpoint);
+    slow.write_all(b"GET /metrics HTTP/1.1\r\nHos")
+        .expect("accepted");
+    assert!(fetch(&endpoint, "GET", "/metrics").starts_with("HTTP/1.1 200 "));
+    wait_until_closed(&mut slow);
+}
+
+#[test]
+fn an_idle_connection_is_closed() {
+    let endpoint = endpoint(Limits {
+        header_read: Duration::from_millis(200),
+        ..GENEROUS
+    });
+    let mut idle = connect(&endpoint);
+    assert!(health_check(&mut idle));
+    wait_until_closed(&mut idle);
+}
+
+#[test]
+fn a_client_that_never_reads_is_cut_off() {
+    let short = Duration::from_millis(200);
+    let endpoint = endpoint(Limits {
+        header_read: short,
+        lifetime: short,
+        ..GENEROUS
+    });
+    let mut greedy = connect(&endpoint);
+    // Requests without end, and no answer read: buffers fill in both directions, until the server
+    // cuts the connection and a write fails. A server that waits would make it time out.
+    let failed = loop {
+        if let Err(error) = greedy.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n") {
+            break error.kind();
+        }
+    };
+    assert!(
+        matches!(failed, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe),
+        "still connected: {failed:?}"
+    );
+    assert!(fetch(&endpoint, "GET", "/healthz").starts_with("HTTP/1.1 200 "));
+}
+
+#[test]
+fn of_a_hundred_connections_the_first_sixty_four_are_served() {
+    let endpoint = endpoint(GENEROUS);
+    let mut seated: Vec<_> = (0..64).map(|_| connect(&endpoint)).collect();
+    // An answer on each shows that it has been accepted and holds its place.
+    assert!(seated.iter_mut().all(health_check));
+    let mut turned_away: Vec<_> = (64..100).map(|_| connect(&endpoint)).collect();
+    turned_away.iter_mut().for_each(wait_until_closed);
+    assert!(seated.iter_mut().all(health_check));
+
+    // A place that gets free is given away again; the server may take a moment to notice.
+    drop(seated.pop());
+    let give_up = Instant::now() + PATIENCE;
+    while !health_check(&mut connect(&endpoint)) {
+        assert!(
+            Instant::now() < give_up,
+            "the place is never given away again"
+        );
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_taken_port_is_reported_with_address_and_remedy() {
+    let first = endpoint(GENEROUS);
+    let addr = first.local_addr();
+    let error = Endpoint::bind(addr, Registry::new()).expect_err("taken");
+    assert!(matches!(error, EndpointError::InUse { .. }), "{error:?}");
+    let text = error.to_string();
+    assert!(
+        text.starts_with(&format!("metrics endpoint cannot listen on {addr}: ")),
+        "{text}"
+    );
+    assert!(text.contains("in use"), "{text}");
+    assert!(
+        text.ends_with("choose another with --metrics ADDR, or --metrics off"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_foreign_address_is_reported_with_the_remedy() {
+    // Set aside for documentation (RFC 5737), so no host has it.
+    let addr = SocketAddr::from(([192, 0, 2, 1], 9100));
+    let error = Endpoint::bind(addr, Registry::new()).expect_err("not ours");
+    assert!(matches!(error, EndpointError::Bind { .. }), "{error:?}");
+    assert!(error.to_string().contains("192.0.2.1:9100"), "{error}");
+    assert!(error.to_string().contains("--metrics off"), "{error}");
+}
+
+#[test]
+fn shutting_down_closes_connections_and_frees_the_port() {
+    let first = endpoint(GENEROUS);
+    let addr = first.local_addr();
+    let mut open = connect(&first);
+    assert!(health_check(&mut open));
+    first.shutdown();
+    wait_until_closed(&mut open);
+    let second = Endpoint::bind(addr, Registry::new()).expect("free again");
+    assert!(fetch(&second, "GET", "/healthz").starts_with("HTTP/1.1 200 "));
+}
+
+#[test]
+fn a_page_is_rendered_again_only_when_it_is_old() {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    let renderings = Arc::new(AtomicU64::new(0));
+    let registry = Registry::new();
+    let count = Arc::clone(&renderings);
+    let sample = move || count.fetch_add(1, Ordering::Relaxed) as f64;
+    registry
+        .gauge("vfio_ccw_renderings", "Renderings.", sample)
+        .expect("valid");
+    let max_age = Duration::from_millis(100);
+    let page = Page {
+        registry,
+        max_age,
+        rendered: Mutex::default(),
+    };
+
+    let start = Instant::now();
+    for age_ms in [0, 1, 50, 99] {
+        page.at(start + Duration::from_millis(age_ms));
+    }
+    assert_eq!(renderings.load(Ordering::Relaxed), 1);
+    let later = page.at(start + max_age);
+    assert_eq!(renderings.load(Ordering::Relaxed), 2);
+    assert!(String::from_utf8_lossy(&later).contains("vfio_ccw_renderings 1\n"));
+}

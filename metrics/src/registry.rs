@@ -1,0 +1,427 @@
+//! The registry: where shards and gauges meet, are summed, and are turned into text.
+
+use std::sync::Arc;
+
+use metrics::{Key, KeyName, Label, Level, Metadata, Recorder};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use parking_lot::Mutex;
+use thiserror::Error;
+
+use crate::exposition::{STAGE_DURATION, write_stage_durations};
+use crate::shard::{CounterKind, Outcome, ShardMetrics};
+use crate::totals::Totals;
+
+const COMPLETIONS: &str = "vfio_ccw_completions_total";
+const COMPLETIONS_HELP: &str = "Requests that ended, by outcome.";
+const BUILD_INFO: &str = "vfio_ccw_build_info";
+const BUILD_INFO_HELP: &str = "Always 1; the label tells the version that runs.";
+
+static METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, None);
+
+/// All shards and gauges of a service.
+///
+/// Clones share the same content. Nothing is global: a process may have several, and each has its
+/// own exporter.
+///
+/// A shard whose [`ShardMetrics`] the service has dropped is summed a last time and then forgotten,
+/// so counters never fall and memory does not grow when services come and go.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    recorder: PrometheusRecorder,
+    exporter: PrometheusHandle,
+    counters: [metrics::Counter; CounterKind::COUNT],
+    completions: [metrics::Counter; Outcome::COUNT],
+    gauges: Mutex<Vec<SampledGauge>>,
+    shards: Mutex<Shards>,
+}
+
+#[derive(Debug, Default)]
+struct Shards {
+    live: Vec<Arc<ShardMetrics>>,
+    /// The sum of all shards that ended.
+    retired: Totals,
+}
+
+#[derive(Clone)]
+struct SampledGauge {
+    key: Key,
+    gauge: metrics::Gauge,
+    sample: Arc<dyn Fn() -> f64 + Send + Sync>,
+}
+
+impl Registry {
+    /// A registry without shards and gauges.
+    #[must_use]
+    pub fn new() -> Self {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let exporter = recorder.handle();
+
+        let counters = CounterKind::ALL.map(|kind| {
+            describe_counter(&recorder, kind.name(), kind.help());
+            recorder.register_counter(&Key::from_static_name(kind.name()), &METADATA)
+        });
+        describe_counter(&recorder, COMPLETIONS, COMPLETIONS_HELP);
+        let completions = Outcome::ALL.map(|outcome| {
+            let label = Label::from_static_parts("outcome", outcome.name());
+            recorder.register_counter(&Key::from_parts(COMPLETIONS, vec![label]), &METADATA)
+        });
+        let version = Label::from_static_parts("version", env!("CARGO_PKG_VERSION"));
+        let build_info = Key::from_parts(BUILD_INFO, vec![version]);
+        recorder.describe_gauge(BUILD_INFO.into(), None, BUILD_INFO_HELP.into());
+        recorder.register_gauge(&build_info, &METADATA).set(1.0);
+
+        Self {
+            inner: Arc::new(Inner {
+                recorder,
+                exporter,
+                counters,
+                completions,
+                gauges: Mutex::default(),
+                shards: Mutex::default(),
+            }),
+        }
+    }
+
+    /// The metrics for a new shard, to be written by its thread alone.
+    ///
+    /// Every call makes new ones, also for a label that was there before: two shards never share a
+    /// writer.
+    #[must_use]
+    pub fn shard(&self, label: impl Into<String>) -> Arc<ShardMetrics> {
+        let shard = Arc::new(ShardMetrics::new(label.into()));
+        self.inner.shards.lock().live.push(Arc::clone(&shard));
+        shard
+    }
+
+    /// Adds a gauge whose value `sample` tells whenever somebody looks.
+    ///
+    /// `sample` runs on the scraping thread and should neither block nor take long. It lives as
+    /// long as the registry, so it should hold what it asks by `Weak`.
+    ///
+    /// # Errors
+    ///
+    /// [`GaugeError`] if `name` is not a name for a Prometheus gauge, or one of the registry's own.
+    pub fn gauge(
+        &self,
+        name: &str,
+        help: &str,
+        sample: impl Fn() -> f64 + Send + Sync + 'static,
+    ) -> Result<(), GaugeError> {
+        self.gauge_with(name, help, &[], sample)
+    }
+
+    /// Adds a gauge as [`gauge`](Self::gauge) does, with labels.
+    ///
+    /// Gauges of one name differ by label values and share the first one's help text. The same name
+    /// and labels again replace the earlier `sample`.
+    ///
+    /// # Errors
+    ///
+    /// [`GaugeError`] as for [`gauge`](Self::gauge), and for a label name that Prometheus does not
+    /// allow.
+    pub fn gauge_with(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[(&str, &str)],
+        sample: impl Fn() -> f64 + Send + Sync + 'static,
+    ) -> Result<(), GaugeError> {
+        check_gauge_name(name)?;
+        let mut pairs = Vec::with_capacity(labels.len());
+        for &(label, value) in labels {
+            check_label_name(name, label)?;
+            pairs.push(Label::new(label.to_owned(), value.to_owned()));
+        }
+        let key = Key::from_parts(name.to_owned(), pairs);
+
+        let mut gauges = self.inner.gauges.lock();
+        let recorder = &self.inner.recorder;
+        recorder.describe_gauge(KeyName::from(name.to_owned()), None, help.to_owned().into());
+        let gauge = recorder.register_gauge(&key, &METADATA);
+        gauges.retain(|known| known.key != key);
+        gauges.push(SampledGauge {
+            key,
+            gauge,
+            sample: Arc::new(sample),
+        });
+        Ok(())
+    }
+
+    /// The sum over all shards, those that ended included.
+    #[must_use]
+    pub fn snapshot(&self) -> Totals {
+        let mut shards = self.inner.shards.lock();
+        shards.retire();
+        let mut totals = shards.retired.clone();
+        for shard in &shards.live {
+            totals.merge(&shard.totals());
+        }
+        totals
+    }
+
+    /// Each running shard's label and totals, in the order in which they were added.
+    #[must_use]
+    pub fn snapshot_by_shard(&self) -> Vec<(String, Totals)> {
+        let mut shards = self.inner.shards.lock();
+        shards.retire();
+        shards
+            .live
+            .iter()
+            .map(|shard| (shard.label().to_owned(), shard.totals()))
+            .collect()
+    }
+
+    /// Everything in Prometheus' text format, version 0.0.4.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let totals = self.snapshot();
+        for (kind, counter) in CounterKind::ALL.into_iter().zip(&self.inner.counters) {
+            counter.absolute(totals.counter(kind));
+        }
+        for (outcome, counter) in Outcome::ALL.into_iter().zip(&self.inner.completions) {
+            counter.absolute(totals.completions(outcome));
+        }
+        // A copy, so that a sampling function may use the registry itself.
+        let gauges = self.inner.gauges.lock().clone();
+        for SampledGauge { gauge, sample, .. } in gauges {
+            gauge.set(sample());
+        }
+        let mut text = self.inner.exporter.render();
+        write_stage_durations(&totals, &mut text).expect("writing to a String cannot fail");
+        text
+    }
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl std::fmt::Debug for SampledGauge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SampledGauge({})", self.key)
+    }
+}
+
+impl Shards {
+    /// Moves the numbers of shards that nobody writes any more to `retired`.
+    fn retire(&mut self) {
+        let Self { live, retired } = self;
+        live.retain_mut(|shard| {
+            // `get_mut` succeeds once the registry is the only owner, and then sees all that the
+            // last owner wrote before it let go (it acquires what that drop released).
+            let ended = Arc::get_mut(shard).map(|shard| shard.totals());
+            ended
+                .as_ref()
+                .inspect(|totals| retired.merge(totals))
+                .is_none()
+        });
+    }
+}
+
+/// A gauge that cannot be added.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum GaugeError {
+    /// The name has characters that Prometheus does not allow.
+    #[error(
+        "gauge name {name:?} is not a Prometheus name; use letters, digits and underscores, \
+         not beginning with a digit"
+    )]
+    Name {
+        /// The name as given.
+        name: String,
+    },
+    /// The name belongs to the registry, or its ending says that it is no gauge.
+    #[error(
+        "gauge name {name:?} is reserved; use one that the registry does not use itself and that \
+         does not end in _total, _bucket, _sum or _count"
+    )]
+    Reserved {
+        /// The name as given.
+        name: String,
+    },
+    /// A label name has characters that Prometheus does not allow.
+    #[error(
+        "label name {label:?} of gauge {name:?} is not a Prometheus label name; use letters, \
+         digits and underscores, not beginning with a digit or with two underscores"
+    )]
+    Label {
+        /// The gauge's name.
+        name: String,
+        /// The label name as given.
+        label: String,
+    },
+}
+
+fn check_gauge_name(name: &str) -> Result<(), GaugeError> {
+    if !is_identifier(name) {
+        return Err(GaugeError::Name {
+            name: name.to_owned(),
+        });
+    }
+    let own = [BUILD_INFO, STAGE_DURATION].contains(&name);
+    // These endings also cover every counter of the registry and the series of the histogram.
+    if own
+        || ["_total", "_bucket", "_sum", "_count"]
+            .iter()
+            .any(|ending| name.ends_with(ending))
+    {
+        return Err(GaugeError::Reserved {
+            name: name.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+fn check_label_name(name: &str, label: &str) -> Result<(), GaugeError> {
+    if is_identifier(label) && !label.starts_with("__") {
+        Ok(())
+    } else {
+        Err(GaugeError::Label {
+            name: name.to_owned(),
+            label: label.to_owned(),
+        })
+    }
+}
+
+fn is_identifier(name: &str) -> bool {
+    let letter = |byte: u8| byte.is_ascii_alphabetic() || byte == b'_';
+    name.bytes().next().is_some_and(letter)
+        && name
+            .bytes()
+            .all(|byte| letter(byte) || byte.is_ascii_digit())
+}
+
+fn describe_counter(recorder: &PrometheusRecorder, name: &'static str, help: &'static str) {
+    recorder.describe_counter(KeyName::from_const_str(name), None, help.into());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::RECORDING;
+    use crate::stage::{DeviceClass, Stage};
+
+    #[test]
+    fn shards_are_summed_and_listed() {
+        let registry = Registry::new();
+        let shards = [registry.shard("0"), registry.shard("1")];
+        for shard in &shards {
+            shard.counters().starts.add(4);
+            shard.class(DeviceClass::Eckd).record(Stage::Queue, 100);
+        }
+        let times = u64::from(RECORDING);
+        let totals = registry.snapshot();
+        assert_eq!(totals.counter(CounterKind::Starts), 8 * times);
+        assert_eq!(totals.stage(Stage::Queue).count(), 2 * times);
+        let each = registry.snapshot_by_shard();
+        assert_eq!(each.len(), 2);
+        for ((label, totals), shard) in each.iter().zip(&shards) {
+            assert_eq!(label, shard.label());
+            assert_eq!(totals.counter(CounterKind::Starts), 4 * times);
+        }
+    }
+
+    #[test]
+    fn a_shard_that_ended_stays_in_the_sum_and_leaves_memory() {
+        let registry = Registry::new();
+        for restart in 1..=3 {
+            let shard = registry.shard("0");
+            shard.counters().starts.add(10);
+            shard.class(DeviceClass::Fba).record(Stage::Total, 5);
+            drop(shard);
+            let totals = registry.snapshot();
+            let times = restart * u64::from(RECORDING);
+            assert_eq!(totals.counter(CounterKind::Starts), 10 * times);
+            assert_eq!(totals.stage(Stage::Total).count(), times);
+            assert!(registry.snapshot_by_shard().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_gauge_is_sampled_at_each_render_and_may_be_replaced() {
+        use std::sync::atomic::{AtomicU64, Ordering};
+
+        let registry = Registry::new();
+        let depth = Arc::new(AtomicU64::new(3));
+        let seen = Arc::clone(&depth);
+        let add = |registry: &Registry, sample: Box<dyn Fn() -> f64 + Send + Sync>| {
+            registry.gauge_with(
+                "vfio_ccw_ring_depth",
+                "Entries.",
+                &[("ring", "a\"b")],
+                sample,
+            )
+        };
+        add(
+            &registry,
+            Box::new(move || seen.load(Ordering::Relaxed) as f64),
+        )
+        .expect("valid");
+        let line = |value: &str| format!("vfio_ccw_ring_depth{{ring=\"a\\\"b\"}} {value}\n");
+        assert!(registry.render().contains(&line("3")));
+        depth.store(9, Ordering::Relaxed);
+        assert!(registry.render().contains(&line("9")));
+
+        add(&registry, Box::new(|| 0.5)).expect("valid");
+        let text = registry.render();
+        assert!(text.contains(&line("0.5")), "{text}");
+        assert_eq!(text.matches("vfio_ccw_ring_depth{").count(), 1);
+        assert_eq!(
+            Arc::strong_count(&depth),
+            1,
+            "the replaced function is gone"
+        );
+    }
+
+    #[test]
+    fn a_sampling_function_may_use_the_registry() {
+        let registry = Registry::new();
+        let weak = Arc::downgrade(&registry.inner);
+        let running = move || {
+            let registry = weak.upgrade().map(|inner| Registry { inner });
+            registry.map_or(0.0, |registry| registry.snapshot_by_shard().len() as f64)
+        };
+        registry
+            .gauge("vfio_ccw_shards", "Running shards.", running)
+            .expect("valid");
+        let shard = registry.shard("0");
+        assert!(registry.render().contains("vfio_ccw_shards 1\n"));
+        drop(shard);
+        assert!(registry.render().contains("vfio_ccw_shards 0\n"));
+    }
+
+    #[test]
+    fn names_that_would_spoil_the_scrape_are_refused() {
+        let registry = Registry::new();
+        let refused = |name: &str| registry.gauge(name, "Help.", || 0.0).expect_err(name);
+        for name in ["", "9lives", "a-b", "a b", "ä"] {
+            assert_eq!(refused(name), GaugeError::Name { name: name.into() });
+        }
+        for name in [
+            "vfio_ccw_starts_total",
+            "x_bucket",
+            "x_count",
+            BUILD_INFO,
+            STAGE_DURATION,
+        ] {
+            assert_eq!(refused(name), GaugeError::Reserved { name: name.into() });
+        }
+        for label in ["", "__name__", "a.b", "1"] {
+            let error = registry.gauge_with("x", "Help.", &[(label, "v")], || 0.0);
+            let expected = GaugeError::Label {
+                name: "x".into(),
+                label: label.into(),
+            };
+            assert_eq!(error, Err(expected));
+        }
+        assert!(registry.inner.gauges.lock().is_empty());
+    }
+}

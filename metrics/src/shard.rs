@@ -1,0 +1,317 @@
+//! What one shard writes while it works.
+//!
+//! Every counter is declared once, in the table below: its field, its Prometheus name and its help
+//! text, which is also its documentation.
+
+use std::sync::OnceLock;
+
+use crossbeam_utils::CachePadded;
+
+use crate::counter::{Counter, SharedCounter};
+use crate::histogram::Histogram;
+use crate::snapshot::Snapshot;
+use crate::stage::{DeviceClass, Stage, label_set};
+use crate::totals::Totals;
+
+/// Declares the counter structs and the enum that names all their fields from one table.
+macro_rules! counters {
+    ($(
+        $(#[$meta:meta])*
+        pub struct $Struct:ident of $Counter:ident {
+            $($Kind:ident $field:ident $name:literal $help:literal;)+
+        }
+    )+) => {
+        $(
+            $(#[$meta])*
+            #[derive(Debug, Default)]
+            pub struct $Struct {
+                $(#[doc = $help] pub $field: $Counter,)+
+            }
+
+            impl $Struct {
+                fn write_to(&self, totals: &mut Totals) {
+                    $(totals.set_counter(CounterKind::$Kind, self.$field.value());)+
+                }
+            }
+        )+
+
+        /// Names one counter of a shard.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum CounterKind {
+            $($(#[doc = $help] $Kind,)+)+
+        }
+
+        impl CounterKind {
+            /// Every counter, in the order of declaration.
+            pub const ALL: [Self; Self::COUNT] = [$($(Self::$Kind),+),+];
+
+            /// How many counters there are.
+            pub const COUNT: usize = [$($($name),+),+].len();
+
+            /// The Prometheus name.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $($(Self::$Kind => $name,)+)+
+                }
+            }
+
+            /// The Prometheus help text.
+            #[must_use]
+            pub const fn help(self) -> &'static str {
+                match self {
+                    $($(Self::$Kind => $help,)+)+
+                }
+            }
+
+            /// The position in [`ALL`](Self::ALL).
+            #[must_use]
+            pub const fn index(self) -> usize {
+                self as usize
+            }
+        }
+    };
+}
+
+counters! {
+    /// The counters that the shard thread writes.
+    pub struct ShardCounters of Counter {
+        Starts starts "vfio_ccw_starts_total"
+            "Requests that a shard took from a submission ring.";
+        Interrupts interrupts "vfio_ccw_interrupts_total"
+            "Device interrupts that a shard handled.";
+        Spins spins "vfio_ccw_spins_total"
+            "Polling rounds of a shard that found nothing to do.";
+        Sleeps sleeps "vfio_ccw_sleeps_total"
+            "Times a shard went to sleep until the next doorbell or interrupt.";
+        PinGets pin_gets "vfio_ccw_pin_gets_total"
+            "Page translations that requests asked for.";
+        PinHits pin_hits "vfio_ccw_pin_hits_total"
+            "Page translations answered from the cache of pinned pages.";
+        PinMisses pin_misses "vfio_ccw_pin_misses_total"
+            "Page translations for which the page had to be pinned first.";
+        PinEvictions pin_evictions "vfio_ccw_pin_evictions_total"
+            "Unused pinned pages that were unpinned to make room in the budget.";
+        PinWaits pin_waits "vfio_ccw_pin_waits_total"
+            "Requests that had to wait until the pinning budget had room.";
+        Overflows overflows "vfio_ccw_completion_overflows_total"
+            "Completions that found the completion ring full and were kept beside it.";
+        ReadBytes read_bytes "vfio_ccw_read_bytes_total"
+            "Bytes that devices transferred into guest memory.";
+        WrittenBytes written_bytes "vfio_ccw_written_bytes_total"
+            "Bytes that devices took from guest memory.";
+    }
+
+    /// The counters that the submitting threads (vCPUs) write, away from the shard's cache lines.
+    pub struct SubmitterCounters of SharedCounter {
+        DoorbellsSent doorbells_sent "vfio_ccw_doorbells_sent_total"
+            "Submissions that woke a sleeping shard.";
+        DoorbellsSuppressed doorbells_suppressed "vfio_ccw_doorbells_suppressed_total"
+            "Submissions that found the shard awake and needed no wake-up.";
+    }
+}
+
+label_set! {
+    /// How a request ended.
+    ///
+    /// Each request counts under exactly one; where several hold, under the one declared last.
+    pub enum Outcome {
+        Ok = "ok", "Channel end and device end, nothing unusual.";
+        UnitCheck = "unit_check", "The device reported a unit check; the sense data says why.";
+        ProgramCheck = "program_check", "The channel program is malformed.";
+        ProtectionCheck = "protection_check", "The channel program names storage that it must not use.";
+        IncorrectLength = "incorrect_length", "The device transferred another length than the program asked for.";
+        OtherChannel = "other_channel", "Any other channel status, such as a channel-data check.";
+        DeferredCc = "deferred_cc", "The start failed after it was accepted: a deferred condition code.";
+        RefusedPolicy = "refused_policy", "A policy rule refused a channel command.";
+        RefusedBudget = "refused_budget", "The pages of the request exceed what the budget allows at all.";
+    }
+}
+
+/// Everything that one shard measures.
+///
+/// One thread, the shard's, calls [`ClassMetrics::record`], [`complete`](Self::complete) and the
+/// [`counters`](Self::counters); any thread may count in [`submitters`](Self::submitters) and read
+/// [`totals`](Self::totals). A second thread that records loses counts and harms nothing else.
+#[derive(Debug)]
+pub struct ShardMetrics {
+    label: String,
+    /// Padded apart, so that vCPUs that count doorbells do not take the shard's lines away.
+    shard: CachePadded<ShardOwned>,
+    submitters: CachePadded<SubmitterCounters>,
+    classes: [OnceLock<Box<ClassMetrics>>; DeviceClass::COUNT],
+}
+
+#[derive(Debug, Default)]
+struct ShardOwned {
+    counters: ShardCounters,
+    completions: [Counter; Outcome::COUNT],
+}
+
+impl ShardMetrics {
+    pub(crate) fn new(label: String) -> Self {
+        Self {
+            label,
+            shard: CachePadded::default(),
+            submitters: CachePadded::default(),
+            classes: [const { OnceLock::new() }; DeviceClass::COUNT],
+        }
+    }
+
+    /// The label given when the shard was registered.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// The counters for the shard thread.
+    #[inline]
+    #[must_use]
+    pub fn counters(&self) -> &ShardCounters {
+        &self.shard.counters
+    }
+
+    /// The counters for submitting threads.
+    #[inline]
+    #[must_use]
+    pub fn submitters(&self) -> &SubmitterCounters {
+        &self.submitters
+    }
+
+    /// Counts a request that ended with `outcome`. For the shard thread.
+    #[inline]
+    pub fn complete(&self, outcome: Outcome) {
+        self.shard.completions[outcome.index()].add(1);
+    }
+
+    /// The histograms of one device class.
+    ///
+    /// The first call for a class allocates them (about 56 KiB; a class that is never asked for
+    /// takes no memory). Call it when a device is attached, so that the first request need not.
+    #[inline]
+    #[must_use]
+    pub fn class(&self, class: DeviceClass) -> &ClassMetrics {
+        self.classes[class.index()].get_or_init(Box::default)
+    }
+
+    /// The numbers as they are now.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        self.shard.counters.write_to(&mut totals);
+        self.submitters.write_to(&mut totals);
+        for outcome in Outcome::ALL {
+            totals.set_completions(outcome, self.shard.completions[outcome.index()].value());
+        }
+        for class in DeviceClass::ALL {
+            if let Some(metrics) = self.classes[class.index()].get() {
+                totals.set_class(class, metrics.snapshots());
+            }
+        }
+        totals
+    }
+}
+
+/// The stage histograms of one device class on one shard.
+#[derive(Debug, Default)]
+pub struct ClassMetrics {
+    stages: [Histogram; Stage::COUNT],
+}
+
+impl ClassMetrics {
+    /// Records that `stage` took `ns` nanoseconds. For the shard thread.
+    #[inline]
+    pub fn record(&self, stage: Stage, ns: u64) {
+        self.stage(stage).record(ns);
+    }
+
+    /// The histogram of one stage.
+    #[inline]
+    #[must_use]
+    pub fn stage(&self, stage: Stage) -> &Histogram {
+        &self.stages[stage.index()]
+    }
+
+    fn snapshots(&self) -> [Snapshot; Stage::COUNT] {
+        Stage::ALL.map(|stage| self.stage(stage).snapshot())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::RECORDING;
+
+    #[test]
+    fn counter_names_follow_the_naming_rules() {
+        let names: HashSet<_> = CounterKind::ALL.map(CounterKind::name).into();
+        assert_eq!(names.len(), CounterKind::COUNT);
+        for kind in CounterKind::ALL {
+            assert!(kind.name().starts_with("vfio_ccw_") && kind.name().ends_with("_total"));
+            assert!(kind.help().ends_with('.'), "{}", kind.help());
+            assert_eq!(CounterKind::ALL[kind.index()], kind);
+        }
+    }
+
+    #[test]
+    fn each_field_reads_back_under_its_own_kind() {
+        let shard = ShardMetrics::new("0".into());
+        shard.counters().pin_hits.add(3);
+        shard.submitters().doorbells_sent.add(5);
+        shard.complete(Outcome::UnitCheck);
+        let totals = shard.totals();
+        for kind in CounterKind::ALL {
+            let expected = match kind {
+                CounterKind::PinHits if RECORDING => 3,
+                CounterKind::DoorbellsSent if RECORDING => 5,
+                _ => 0,
+            };
+            assert_eq!(totals.counter(kind), expected, "{}", kind.name());
+        }
+        assert_eq!(totals.completions(Outcome::UnitCheck), u64::from(RECORDING));
+        assert_eq!(totals.completions(Outcome::Ok), 0);
+    }
+
+    #[test]
+    fn a_class_has_histograms_from_its_first_use_on() {
+        let shard = ShardMetrics::new("0".into());
+        assert!(
+            shard
+                .totals()
+                .stage_of(DeviceClass::Tape, Stage::Pin)
+                .is_none()
+        );
+        shard.class(DeviceClass::Tape).record(Stage::Pin, 50);
+        let totals = shard.totals();
+        let pin = totals
+            .stage_of(DeviceClass::Tape, Stage::Pin)
+            .expect("used");
+        assert_eq!(pin.count(), u64::from(RECORDING));
+        assert_eq!(
+            totals
+                .stage_of(DeviceClass::Tape, Stage::Total)
+                .expect("used")
+                .count(),
+            0
+        );
+        assert!(totals.stage_of(DeviceClass::Fba, Stage::Pin).is_none());
+    }
+
+    #[test]
+    fn the_same_class_is_the_same_memory() {
+        let shard = ShardMetrics::new("0".into());
+        assert!(std::ptr::eq(
+            shard.class(DeviceClass::Fba),
+            shard.class(DeviceClass::Fba)
+        ));
+    }
+
+    #[test]
+    fn shard_and_submitters_share_no_cache_line() {
+        let shard = ShardMetrics::new("0".into());
+        let (own, other) = (&raw const *shard.counters(), &raw const *shard.submitters());
+        assert!(own.addr().abs_diff(other.addr()) >= align_of::<CachePadded<u8>>());
+    }
+}
