@@ -1,0 +1,51 @@
+//! What runs shadow programs. Every back end speaks the contract of the kernel's vfio-ccw device:
+//! write an I/O region to start, wait for the I/O interrupt, read the region to see the IRB.
+//!
+//! | back end | file |
+//! |---|---|
+//! | software channel subsystem in this process, driven by whoever waits for it | `in_process.rs` |
+//! | the same, running on its own and signalling an eventfd | `signalled.rs` |
+
+mod in_process;
+pub mod region;
+mod signalled;
+
+use vfio_ccw_metrics::DeviceClass;
+
+pub use in_process::InProcess;
+pub use region::{AsyncRegion, CrwRegion, IoRegion, SchibRegion};
+pub(crate) use signalled::Signalled;
+
+/// An errno that a region access ended with. It is kept as data: it is the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", std::io::Error::from_raw_os_error(*.0))]
+pub struct Errno(pub i32);
+
+impl Errno {
+    /// A program is running already.
+    pub const BUSY: Errno = Errno(libc::EBUSY);
+    /// Not a request that can be made this way.
+    pub const NOT_SUPPORTED: Errno = Errno(libc::EOPNOTSUPP);
+    /// Wrong length, offset or region.
+    pub const INVALID: Errno = Errno(libc::EINVAL);
+    /// The device is not there any more.
+    pub const NO_DEVICE: Errno = Errno(libc::ENODEV);
+}
+
+/// A device that is started through an I/O region.
+pub(crate) trait Backend {
+    /// Class of the device.
+    fn class(&self) -> DeviceClass;
+
+    /// Writes the I/O region: START SUBCHANNEL.
+    fn start(&mut self, region: &mut IoRegion) -> Result<(), Errno>;
+
+    /// Waits for the I/O interrupt.
+    async fn interrupt(&mut self) -> Result<(), Errno>;
+
+    /// Reads the I/O region: the last IRB.
+    fn read(&mut self, region: &mut IoRegion) -> Result<(), Errno>;
+
+    /// Bytes read from and written to the medium since this was last asked.
+    fn take_moved(&mut self) -> (u64, u64);
+}

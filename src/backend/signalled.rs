@@ -1,0 +1,121 @@
+//! The in-process device with the kernel's division of labour: it runs as a task of its own, and
+//! whoever started it waits for an eventfd.
+//!
+//! This is how a device outside the shard will be waited for. In process it costs a task switch and
+//! two system calls an I/O; it is offered for comparison and so that the path is exercised.
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
+use vfio_ccw_metrics::DeviceClass;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::channel_subsystem::Device;
+
+use super::{Backend, Errno, InProcess, IoRegion};
+
+/// The side of the one who starts programs.
+#[derive(Debug)]
+pub(crate) struct Signalled<D> {
+    link: Rc<Link<D>>,
+    irq: AsyncFd<EventFd>,
+}
+
+#[derive(Debug)]
+struct Link<D> {
+    /// Taken out by the device's task while it executes.
+    device: RefCell<Option<InProcess<D>>>,
+    started: Notify,
+}
+
+impl<D: Device + 'static> Signalled<D> {
+    /// Gives the device an eventfd and lets it run as a task of this shard.
+    ///
+    /// # Errors
+    ///
+    /// No eventfd, or it cannot be watched.
+    pub(crate) fn new(mut device: InProcess<D>) -> io::Result<Self> {
+        let irq = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        device.set_irq(Some(irq.try_clone()?));
+        let link = Rc::new(Link {
+            device: RefCell::new(Some(device)),
+            started: Notify::new(),
+        });
+        let watched = crate::watch::eventfd(irq)?;
+        tokio::task::spawn_local(run(Rc::downgrade(&link)));
+        Ok(Signalled { link, irq: watched })
+    }
+}
+
+/// The device's own task; it ends when nobody can start programs any more.
+async fn run<D: Device>(link: std::rc::Weak<Link<D>>) {
+    while let Some(live) = link.upgrade() {
+        let device = live
+            .device
+            .borrow_mut()
+            .take_if(|device| device.is_pending());
+        let Some(mut device) = device else {
+            // Waits with the link held: `Signalled::drop` wakes it.
+            live.started.notified().await;
+            if Rc::strong_count(&live) == 1 {
+                return;
+            }
+            continue;
+        };
+        let result = device.run().await;
+        *live.device.borrow_mut() = Some(device);
+        if let Err(error) = result {
+            tracing::error!(%error, "the I/O interrupt could not be signalled");
+        }
+    }
+}
+
+impl<D> Drop for Signalled<D> {
+    fn drop(&mut self) {
+        self.link.started.notify_one();
+    }
+}
+
+impl<D: Device> Backend for Signalled<D> {
+    fn class(&self) -> DeviceClass {
+        self.link
+            .device
+            .borrow()
+            .as_ref()
+            .map_or(DeviceClass::Other, InProcess::device_class)
+    }
+
+    fn start(&mut self, region: &mut IoRegion) -> Result<(), Errno> {
+        match self.link.device.borrow_mut().as_mut() {
+            Some(device) => device.start_with(region)?,
+            None => return region.answer(Err(Errno::BUSY)),
+        }
+        self.link.started.notify_one();
+        Ok(())
+    }
+
+    async fn interrupt(&mut self) -> Result<(), Errno> {
+        // Edge-triggered: each write to the eventfd is an event of its own, so the counter is never
+        // read back.
+        let errno = |error: io::Error| Errno(error.raw_os_error().unwrap_or(libc::EIO));
+        self.irq.readable().await.map_err(errno)?.clear_ready();
+        Ok(())
+    }
+
+    fn read(&mut self, region: &mut IoRegion) -> Result<(), Errno> {
+        let device = self.link.device.borrow();
+        *region = *device.as_ref().ok_or(Errno::BUSY)?.region();
+        Ok(())
+    }
+
+    fn take_moved(&mut self) -> (u64, u64) {
+        self.link
+            .device
+            .borrow_mut()
+            .as_mut()
+            .map_or((0, 0), InProcess::moved)
+    }
+}

@@ -1,0 +1,216 @@
+//! Memory as a device may address it.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+
+use vfio_ccw_pinning::{GuestMap, HostRange};
+
+use crate::shadow::{Arena, GUEST_IOVA};
+
+/// Why a window cannot be added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WindowError {
+    /// It overlaps a window that is there.
+    #[error("window {iova:#x} of {len:#x} bytes overlaps window {other:#x}: unmap that first")]
+    Overlap {
+        /// I/O virtual address of the new window.
+        iova: u64,
+        /// Its length in bytes.
+        len: u64,
+        /// I/O virtual address of the window in its way.
+        other: u64,
+    },
+    /// It is empty or reaches past the end of the address space.
+    #[error("window {iova:#x} of {len:#x} bytes is empty or wraps around")]
+    Wraps {
+        /// I/O virtual address of the new window.
+        iova: u64,
+        /// Its length in bytes.
+        len: u64,
+    },
+}
+
+/// A run of I/O virtual addresses and the memory behind it.
+pub struct Window {
+    iova: u64,
+    host: HostRange,
+    /// Keeps `host` mapped.
+    _mapping: Arc<dyn Any + Send + Sync>,
+}
+
+impl Window {
+    /// A window at `iova` over `host`, which `mapping` keeps mapped.
+    pub fn new(iova: u64, host: HostRange, mapping: Arc<dyn Any + Send + Sync>) -> Self {
+        Window {
+            iova,
+            host,
+            _mapping: mapping,
+        }
+    }
+}
+
+impl fmt::Debug for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Window {:#x}+{:#x}", self.iova, self.host.len())
+    }
+}
+
+/// The windows of one device: I/O virtual addresses to memory of this process.
+#[derive(Debug, Default)]
+pub struct DmaSpace {
+    windows: Vec<Window>,
+}
+
+impl DmaSpace {
+    /// The space of an in-process device: guest memory at its offset, and a shadow arena.
+    pub(crate) fn in_process(map: &Arc<GuestMap>, arena: &Arena) -> Result<Self, WindowError> {
+        let mut space = DmaSpace::default();
+        space.map(Window::new(arena.iova(), arena.host(), arena.mapping()))?;
+        for region in map.regions() {
+            space.map(Window::new(
+                GUEST_IOVA + region.start(),
+                region.host(),
+                map.clone(),
+            ))?;
+        }
+        Ok(space)
+    }
+
+    /// Adds a window.
+    ///
+    /// # Errors
+    ///
+    /// It overlaps another, is empty, or wraps around.
+    pub fn map(&mut self, window: Window) -> Result<(), WindowError> {
+        let (iova, len) = (window.iova, window.host.len() as u64);
+        let Some(last) = iova
+            .checked_add(len)
+            .and_then(|end| end.checked_sub(1))
+            .filter(|last| *last >= iova)
+        else {
+            return Err(WindowError::Wraps { iova, len });
+        };
+        let at = self.windows.partition_point(|known| known.iova <= iova);
+        let before = at.checked_sub(1).map(|index| &self.windows[index]);
+        if let Some(before) =
+            before.filter(|before| before.iova + (before.host.len() as u64 - 1) >= iova)
+        {
+            return Err(WindowError::Overlap {
+                iova,
+                len,
+                other: before.iova,
+            });
+        }
+        if let Some(after) = self.windows.get(at).filter(|after| after.iova <= last) {
+            return Err(WindowError::Overlap {
+                iova,
+                len,
+                other: after.iova,
+            });
+        }
+        self.windows.insert(at, window);
+        Ok(())
+    }
+
+    /// The bytes from `iova` to the end of its window, at most `most`; `None` where nothing is mapped.
+    #[inline]
+    pub fn bytes_from(&self, iova: u64, most: usize) -> Option<HostRange> {
+        let (window, offset) = self.find(iova)?;
+        window
+            .host
+            .part(offset, most.min(window.host.len() - offset))
+    }
+
+    /// Loads a doubleword in one access; `None` where it is not mapped or not aligned.
+    #[inline]
+    pub fn load_doubleword(&self, iova: u64) -> Option<[u8; 8]> {
+        let (window, offset) = self.find(iova)?;
+        window.host.load_doubleword(offset)
+    }
+
+    /// Loads a word in one access; `None` where it is not mapped or not aligned.
+    #[inline]
+    pub fn load_word(&self, iova: u64) -> Option<[u8; 4]> {
+        let (window, offset) = self.find(iova)?;
+        window.host.load_word(offset)
+    }
+
+    #[inline]
+    fn find(&self, iova: u64) -> Option<(&Window, usize)> {
+        let after = self.windows.partition_point(|window| window.iova <= iova);
+        let window = self.windows.get(after.checked_sub(1)?)?;
+        let offset = iova - window.iova;
+        (offset < window.host.len() as u64).then_some((window, offset as usize))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+    fn map() -> Arc<GuestMap> {
+        let memory = GuestMemoryMmap::<()>::from_ranges(&[
+            (GuestAddress(0), 0x2000),
+            (GuestAddress(0x4000), 0x1000),
+        ]);
+        Arc::new(GuestMap::new(Arc::new(memory.unwrap())).unwrap())
+    }
+
+    #[test]
+    fn guest_memory_and_arena_are_there_and_nothing_else() {
+        let (map, arena) = (map(), Arena::new(0, 64).unwrap());
+        let space = DmaSpace::in_process(&map, &arena).unwrap();
+        map.write(0x1000, &[1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(
+            space.load_doubleword(GUEST_IOVA + 0x1000),
+            Some([1, 2, 3, 4, 5, 6, 7, 8])
+        );
+        assert_eq!(space.load_word(GUEST_IOVA + 0x1004), Some([5, 6, 7, 8]));
+        assert_eq!(
+            space
+                .bytes_from(GUEST_IOVA + 0x1ff0, 64)
+                .map(|range| range.len()),
+            Some(16)
+        );
+        assert!(space.bytes_from(arena.iova(), 8).is_some());
+        for nowhere in [
+            0,
+            0x1000,
+            GUEST_IOVA - 1,
+            GUEST_IOVA + 0x2000,
+            GUEST_IOVA + 0x5000,
+            u64::MAX,
+        ] {
+            assert!(space.bytes_from(nowhere, 1).is_none(), "{nowhere:#x}");
+        }
+    }
+
+    #[test]
+    fn overlaps_and_wraps_are_refused() {
+        let map = map();
+        let host = map.regions()[0].host();
+        let mut space = DmaSpace::default();
+        space.map(Window::new(0x4000, host, map.clone())).unwrap();
+        for iova in [0x3000, 0x4000, 0x5000, 0x5fff] {
+            let error = space.map(Window::new(iova, host, map.clone())).unwrap_err();
+            assert!(
+                matches!(error, WindowError::Overlap { other: 0x4000, .. }),
+                "{iova:#x}: {error}"
+            );
+        }
+        space.map(Window::new(0x6000, host, map.clone())).unwrap();
+        space.map(Window::new(0x2000, host, map.clone())).unwrap();
+        assert!(matches!(
+            space.map(Window::new(u64::MAX - 0x100, host, map.clone())),
+            Err(WindowError::Wraps { .. })
+        ));
+        let empty = host.part(0, 0).unwrap();
+        assert!(matches!(
+            space.map(Window::new(0x9000, empty, map.clone())),
+            Err(WindowError::Wraps { .. })
+        ));
+    }
+}

@@ -1,0 +1,24 @@
+//! The software channel subsystem: it executes channel programs against device models.
+//!
+//! What a control unit and a channel do in hardware happens here: [`execute`] walks the CCWs that an
+//! ORB designates, gives each command to the [`Device`] with its data area ([`Data`]), and answers
+//! with the status that the architecture gives, incorrect length and chaining rules included. It
+//! sees memory only through a [`DmaSpace`]: what is not in a window does not exist.
+//!
+//! It runs the translated shadow programs of a service, and just as well programs straight from a
+//! guest (formats 0 and 1, direct data and both IDAW formats): every CCW and IDAW is read once, when
+//! it is executed.
+
+mod data;
+mod device;
+mod dma;
+mod fba;
+mod interpreter;
+mod null;
+
+pub use data::{Data, Extent};
+pub use device::{Device, Ending, Sense, SenseId};
+pub use dma::{DmaSpace, Window, WindowError};
+pub use fba::Fba;
+pub use interpreter::{TRANSFER_LIMIT, execute};
+pub use null::Null;

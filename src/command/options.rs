@@ -1,0 +1,139 @@
+//! Options that several jobs share, and how their words are read.
+
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use vfio_ccw::{DriverChoice, Interrupts, Mode, Service, ServiceBuilder};
+use vfio_ccw_load::{Access, parse_bytes};
+
+/// How the service runs.
+#[derive(Debug, clap::Args)]
+pub(super) struct ServiceOptions {
+    /// Most guest memory that may be pinned at one time [default: 64MiB, or what RLIMIT_MEMLOCK allows].
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    pub(super) budget: Option<u64>,
+    /// When guest pages are pinned: pinned (all, up front), on-demand (per request) or cached.
+    #[arg(long, value_name = "MODE", default_value = "cached")]
+    pub(super) mode: Mode,
+    /// What file I/O runs on: auto, io_uring or epoll.
+    #[arg(long, value_name = "DRIVER", default_value = "auto")]
+    pub(super) driver: DriverChoice,
+    /// Threads that run subchannels.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(super) shards: usize,
+    /// How devices report the end of a program: direct, or eventfd as the kernel's do.
+    #[arg(long, value_name = "HOW", default_value = "direct", value_parser = interrupts)]
+    pub(super) interrupts: Interrupts,
+    /// Microseconds that a shard looks for more work before it sleeps.
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 20)]
+    pub(super) spin: u64,
+}
+
+impl ServiceOptions {
+    /// A builder with these options and room for `subchannels`.
+    pub(super) fn builder(&self, subchannels: usize) -> ServiceBuilder {
+        let builder = Service::builder()
+            .mode(self.mode)
+            .driver(self.driver)
+            .shards(self.shards)
+            .interrupts(self.interrupts)
+            .spin(Duration::from_micros(self.spin))
+            .subchannels(subchannels.div_ceil(self.shards.max(1)));
+        match self.budget {
+            Some(bytes) => builder.budget(bytes),
+            None => builder,
+        }
+    }
+}
+
+/// Reads a size such as 64MiB.
+pub(super) fn bytes(word: &str) -> Result<u64, String> {
+    parse_bytes(word).map_err(|error| error.to_string())
+}
+
+fn interrupts(word: &str) -> Result<Interrupts, String> {
+    match word {
+        "direct" => Ok(Interrupts::Direct),
+        "eventfd" => Ok(Interrupts::EventFd),
+        other => Err(format!(
+            "'{other}' is not a way to interrupt: use direct or eventfd"
+        )),
+    }
+}
+
+/// Reads an access pattern: uniform, sequential, zipf:0.99 or hot:90/10.
+pub(super) fn access(word: &str) -> Result<Access, String> {
+    let wrong = || {
+        format!(
+            "'{word}' is not an access pattern: use uniform, sequential, zipf:THETA or hot:ACCESSES/BLOCKS"
+        )
+    };
+    match word.split_once(':') {
+        None if word == "uniform" => Ok(Access::Uniform),
+        None if word == "sequential" => Ok(Access::Sequential),
+        Some(("zipf", theta)) => theta.parse().map(Access::Zipf).map_err(|_| wrong()),
+        Some(("hot", share)) => {
+            let (accesses, blocks) = share.split_once('/').ok_or_else(wrong)?;
+            Ok(Access::WorkingSet {
+                percent_hot_accesses: accesses.parse().map_err(|_| wrong())?,
+                percent_hot_blocks: blocks.parse().map_err(|_| wrong())?,
+            })
+        }
+        _ => Err(wrong()),
+    }
+}
+
+/// Where metrics are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MetricsAddress {
+    /// Nowhere.
+    Off,
+    /// There.
+    At(SocketAddr),
+}
+
+impl FromStr for MetricsAddress {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        if word == "off" {
+            return Ok(MetricsAddress::Off);
+        }
+        word.parse().map(MetricsAddress::At).map_err(|_| {
+            format!("'{word}' is not an address: use IP:PORT, such as 127.0.0.1:9464, or off")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_read_or_refused_with_the_choices() {
+        assert!(matches!(access("zipf:0.99"), Ok(Access::Zipf(theta)) if theta == 0.99));
+        assert!(matches!(
+            access("hot:90/10"),
+            Ok(Access::WorkingSet {
+                percent_hot_accesses: 90,
+                ..
+            })
+        ));
+        for wrong in ["zip", "zipf", "zipf:x", "hot:90", "uniform:1"] {
+            assert!(
+                access(wrong).unwrap_err().contains("use uniform"),
+                "{wrong}"
+            );
+        }
+        assert_eq!("off".parse(), Ok(MetricsAddress::Off));
+        assert!(
+            "9464"
+                .parse::<MetricsAddress>()
+                .unwrap_err()
+                .contains("IP:PORT")
+        );
+        assert!(interrupts("irq").is_err());
+        assert_eq!(bytes("64MiB"), Ok(64 << 20));
+    }
+}

@@ -1,0 +1,253 @@
+//! A service as the load generator drives it: one FBA disk a slot, one channel program a request.
+//!
+//! It does what a guest's driver does: writes DEFINE EXTENT, LOCATE and READ or WRITE with their
+//! IDALs into guest memory, submits, and looks at the status. Linux's `dasd_fba` sends the same
+//! commands.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use vfio_ccw_load::{self as load, Direction, Engine, EngineError, Failure, Request};
+use vfio_ccw_pinning::GuestMap;
+
+use crate::architecture::{Ccw, CcwFlags, IrbHead, Orb, command};
+use crate::service::{AttachError, Completions, DeviceSpec, Service, Subchannel};
+use crate::volume::{BLOCK, Volume};
+
+/// Guest address of the first slot's program area.
+const PROGRAMS: u64 = 0x1_0000;
+
+/// Bytes of guest memory that a slot's program takes.
+const PROGRAM_BYTES: u64 = 4096;
+
+/// Most bytes that one request moves.
+pub const MAX_TRANSFER: u32 = 1 << 20;
+
+/// Bytes of one CCW of a data chain: eight pages, and well below the 65,535 that a count can say.
+const CCW_BYTES: u32 = 32 << 10;
+
+/// Where things stand in a program area.
+mod at {
+    pub(super) const EXTENT: u64 = 0x000;
+    pub(super) const LOCATE: u64 = 0x010;
+    pub(super) const CCWS: u64 = 0x020;
+    pub(super) const IDAL: u64 = 0x200;
+}
+
+/// Disks on one volume, one a slot.
+#[derive(Debug)]
+pub struct DiskEngine {
+    memory: Arc<GuestMap>,
+    disks: Vec<Subchannel>,
+    completions: Completions,
+    /// Completions taken from the ring and not yet handed on.
+    refused: Vec<load::Completion>,
+}
+
+impl DiskEngine {
+    /// Attaches `slots` disks on `volume` to `service`.
+    ///
+    /// # Errors
+    ///
+    /// The service is full, or no eventfd is left.
+    pub fn attach(
+        service: &Service,
+        volume: &Arc<Volume>,
+        slots: usize,
+    ) -> Result<Self, EngineSetupError> {
+        let (delivery, completions) = Completions::ring(slots.next_power_of_two())?;
+        let disks = (0..slots)
+            .map(|_| service.attach(DeviceSpec::Fba(volume.clone()), delivery.clone()))
+            .collect::<Result<_, _>>()?;
+        Ok(DiskEngine {
+            memory: service.memory().clone(),
+            disks,
+            completions,
+            refused: Vec::with_capacity(slots),
+        })
+    }
+
+    /// First guest address behind the program areas of `slots` slots: buffers may start there.
+    pub fn buffers_base(slots: usize) -> u64 {
+        PROGRAMS + slots as u64 * PROGRAM_BYTES
+    }
+
+    fn put(&self, gpa: u64, bytes: &[u8]) -> Result<(), EngineError> {
+        if self.memory.write(gpa, bytes) {
+            return Ok(());
+        }
+        let reason = "the guest's regions do not reach there".into();
+        Err(EngineError::Memory {
+            gpa,
+            bytes: bytes.len(),
+            reason,
+        })
+    }
+
+    /// Writes the program of `request` and returns the ORB that starts it.
+    fn write_program(&self, request: &Request) -> Result<Orb, EngineError> {
+        let area = PROGRAMS + request.slot as u64 * PROGRAM_BYTES;
+        let first = (request.offset / BLOCK) as u32;
+        let blocks = request.bytes.div_ceil(BLOCK as u32);
+        let (mask, operation, code) = match request.direction {
+            Direction::Read => (0x40, 0x06, command::FBA_READ),
+            Direction::Write => (0x00, 0x01, command::FBA_WRITE),
+        };
+        let mut parameters = [0; 24];
+        let (extent, locate) = parameters.split_at_mut(at::LOCATE as usize);
+        extent[0] = mask;
+        extent[2..4].copy_from_slice(&(BLOCK as u16).to_be_bytes());
+        extent[4..8].copy_from_slice(&first.to_be_bytes());
+        extent[12..16].copy_from_slice(&(blocks - 1).to_be_bytes());
+        locate[0] = operation;
+        locate[2..4].copy_from_slice(&(blocks as u16).to_be_bytes());
+        self.put(area + at::EXTENT, &parameters)?;
+
+        let chain = CcwFlags::CHAIN_COMMAND;
+        let address = |offset: u64| (area + offset) as u32;
+        self.put(
+            area + at::CCWS,
+            &Ccw::new(command::DEFINE_EXTENT, address(at::EXTENT), 16)
+                .with(chain)
+                .to_format_1(),
+        )?;
+        self.put(
+            area + at::CCWS + 8,
+            &Ccw::new(command::FBA_LOCATE, address(at::LOCATE), 8)
+                .with(chain)
+                .to_format_1(),
+        )?;
+        self.write_data_chain(request, area, code)?;
+        Ok(Orb::new(address(at::CCWS)))
+    }
+
+    /// READ or WRITE with IDALs, data-chained where one CCW does not reach.
+    fn write_data_chain(&self, request: &Request, area: u64, code: u8) -> Result<(), EngineError> {
+        let (mut ccw_at, mut idal_at) = (area + at::CCWS + 16, area + at::IDAL);
+        let mut done = 0;
+        while done < request.bytes {
+            let now = CCW_BYTES.min(request.bytes - done);
+            let mut ccw = Ccw::new(code, idal_at as u32, now as u16).with(CcwFlags::INDIRECT);
+            if done + now < request.bytes {
+                ccw = ccw.with(CcwFlags::CHAIN_DATA);
+            }
+            self.put(ccw_at, &ccw.to_format_1())?;
+            ccw_at += 8;
+            for page in (0..now).step_by(4096) {
+                self.put(
+                    idal_at,
+                    &(request.buffer + u64::from(done + page)).to_be_bytes(),
+                )?;
+                idal_at += 8;
+            }
+            done += now;
+        }
+        Ok(())
+    }
+}
+
+/// Why an engine cannot be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineSetupError {
+    /// The service takes no more devices.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// No eventfd for the completion ring.
+    #[error(
+        "no eventfd for the completion ring: {0}; raise the limit of open files with 'ulimit -n'"
+    )]
+    Ring(#[from] io::Error),
+}
+
+fn outcome(irb: &IrbHead) -> Result<(), Failure> {
+    let scsw = &irb.scsw;
+    if scsw.is_clean_end() {
+        return match scsw.count() {
+            0 => Ok(()),
+            residual => Err(Failure::Short {
+                residual: residual.into(),
+            }),
+        };
+    }
+    match scsw.deferred_cc() {
+        0 => Err(Failure::Status {
+            device: scsw.device_status().bits(),
+            subchannel: scsw.subchannel_status().bits(),
+            sense: irb.sense().first().copied().unwrap_or(0),
+        }),
+        condition_code => Err(Failure::Deferred { condition_code }),
+    }
+}
+
+impl Engine for DiskEngine {
+    fn slots(&self) -> usize {
+        self.disks.len()
+    }
+
+    fn submit(&mut self, requests: &[Request]) -> Result<(), EngineError> {
+        for request in requests {
+            if request.bytes > MAX_TRANSFER || request.bytes == 0 {
+                let reason = format!(
+                    "a transfer of {} bytes: between 1 and {MAX_TRANSFER} are possible",
+                    request.bytes
+                );
+                return Err(EngineError::Closed { reason });
+            }
+            let orb = self.write_program(request)?;
+            if self.disks[request.slot]
+                .submit(&orb, request.slot as u64)
+                .is_err()
+            {
+                let outcome = Err(Failure::Refused { condition_code: 3 });
+                self.refused.push(load::Completion {
+                    slot: request.slot,
+                    outcome,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn reap(
+        &mut self,
+        done: &mut Vec<load::Completion>,
+        wait: Option<Duration>,
+    ) -> Result<(), EngineError> {
+        let before = done.len();
+        done.append(&mut self.refused);
+        let take = |completions: &mut Completions, done: &mut Vec<load::Completion>| {
+            completions.reap(usize::MAX, |completion| {
+                done.push(load::Completion {
+                    slot: completion.user_data as usize,
+                    outcome: outcome(&completion.irb),
+                });
+            });
+        };
+        take(&mut self.completions, done);
+        if let Some(wait) = wait
+            && done.len() == before
+        {
+            self.completions.wait(Some(wait)).map_err(EngineError::Io)?;
+            take(&mut self.completions, done);
+        }
+        Ok(())
+    }
+
+    fn write_guest(&self, gpa: u64, bytes: &[u8]) -> Result<(), EngineError> {
+        self.put(gpa, bytes)
+    }
+
+    fn read_guest(&self, gpa: u64, bytes: &mut [u8]) -> Result<(), EngineError> {
+        if self.memory.read(gpa, bytes) {
+            return Ok(());
+        }
+        let reason = "the guest's regions do not reach there".into();
+        Err(EngineError::Memory {
+            gpa,
+            bytes: bytes.len(),
+            reason,
+        })
+    }
+}

@@ -1,0 +1,331 @@
+//! Building a service: what a VMM chooses, and the checks before anything starts.
+
+use std::io;
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use vfio_ccw_metrics::{GaugeError, Registry};
+use vfio_ccw_pinning::memlock::Memlock;
+use vfio_ccw_pinning::{FRAME, GuestMap, MapError, Mode, Pool, PoolError, Resident};
+use vm_memory::GuestMemoryBackend;
+
+use crate::translation::Limits;
+use crate::volume::Workers;
+
+use super::Service;
+use super::runtime::{Driver, DriverChoice};
+use super::shard::{Interrupts, Plan, ShardLink};
+
+/// Pin budget where none is given, in bytes.
+const DEFAULT_BUDGET: u64 = 64 << 20;
+
+/// Threads for file I/O that would block, where there is no io_uring.
+const FILE_THREADS: usize = 4;
+
+/// Why a service cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServiceError {
+    /// The guest's memory layout.
+    #[error(transparent)]
+    Memory(#[from] MapError),
+    /// The pool.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// More is to be pinned than this process may lock.
+    #[error(
+        "a pin budget of {budget} bytes exceeds RLIMIT_MEMLOCK: limit {limit}, locked already {locked}; \
+         raise it with 'ulimit -l {kib}', grant CAP_IPC_LOCK, or lower the budget to {room}",
+        kib = (.budget + .locked).div_ceil(1024),
+        room = .limit.saturating_sub(*.locked)
+    )]
+    Memlock {
+        /// Bytes to be pinned.
+        budget: u64,
+        /// The limit in bytes.
+        limit: u64,
+        /// Bytes locked before.
+        locked: u64,
+    },
+    /// io_uring was demanded.
+    #[error(
+        "io_uring does not work here: {0}; use driver auto or epoll, or allow io_uring_setup in the seccomp profile"
+    )]
+    IoUring(#[source] io::Error),
+    /// A number that makes no sense.
+    #[error("{what} is {value}: it must be between {least} and {most}")]
+    OutOfRange {
+        /// Which option.
+        what: &'static str,
+        /// Its value.
+        value: usize,
+        /// Smallest value.
+        least: usize,
+        /// Largest value.
+        most: usize,
+    },
+    /// A thread, ring or eventfd that the system did not give.
+    #[error("shard {shard} could not start: {source}")]
+    Shard {
+        /// Its index.
+        shard: usize,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Threads for file I/O.
+    #[error("threads for file I/O could not start: {0}")]
+    Workers(#[source] io::Error),
+    /// The state of this process could not be read.
+    #[error("RLIMIT_MEMLOCK and CAP_IPC_LOCK could not be read: {0}")]
+    Process(#[source] io::Error),
+    /// A metric of this name is there already.
+    #[error(transparent)]
+    Gauge(#[from] GaugeError),
+}
+
+/// What a service is made of. Every setter has a default that suits a first try.
+#[derive(Clone, Debug)]
+pub struct ServiceBuilder {
+    shards: usize,
+    subchannels: usize,
+    ring_entries: usize,
+    budget: Option<u64>,
+    share: Option<u64>,
+    mode: Mode,
+    driver: DriverChoice,
+    interrupts: Interrupts,
+    limits: Limits,
+    spin: Duration,
+    registry: Registry,
+}
+
+impl Default for ServiceBuilder {
+    fn default() -> Self {
+        ServiceBuilder {
+            shards: 1,
+            subchannels: 1024,
+            ring_entries: 16,
+            budget: None,
+            share: None,
+            mode: Mode::default(),
+            driver: DriverChoice::default(),
+            interrupts: Interrupts::default(),
+            limits: Limits::default(),
+            spin: Duration::from_micros(20),
+            registry: Registry::new(),
+        }
+    }
+}
+
+impl ServiceBuilder {
+    /// Threads that run subchannels, 1 to 64; one a core that may be busy with I/O. Default 1.
+    pub fn shards(mut self, shards: usize) -> Self {
+        self.shards = shards;
+        self
+    }
+
+    /// Most subchannels a shard will have, 1 to 65,536. Default 1,024.
+    pub fn subchannels(mut self, subchannels: usize) -> Self {
+        self.subchannels = subchannels;
+        self
+    }
+
+    /// Entries of each subchannel's submission ring, 1 to 4,096. Default 16.
+    pub fn ring_entries(mut self, entries: usize) -> Self {
+        self.ring_entries = entries;
+        self
+    }
+
+    /// Most bytes that are pinned at one time. Default: 64 MiB or what RLIMIT_MEMLOCK leaves; the
+    /// whole guest in mode pinned.
+    pub fn budget(mut self, bytes: u64) -> Self {
+        self.budget = Some(bytes);
+        self
+    }
+
+    /// Most bytes that are pinned for one program of one subchannel. Default: the budget.
+    pub fn subchannel_budget(mut self, bytes: u64) -> Self {
+        self.share = Some(bytes);
+        self
+    }
+
+    /// When pages are pinned. Default cached.
+    pub fn mode(mut self, mode: Mode) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// What file I/O runs on. Default: io_uring where it works.
+    pub fn driver(mut self, driver: DriverChoice) -> Self {
+        self.driver = driver;
+        self
+    }
+
+    /// How in-process devices report the end of a program. Default: directly.
+    pub fn interrupts(mut self, interrupts: Interrupts) -> Self {
+        self.interrupts = interrupts;
+        self
+    }
+
+    /// Bounds on channel programs.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// How long a shard looks for more work before it sleeps. Zero: it sleeps at once. Default 20 µs.
+    pub fn spin(mut self, spin: Duration) -> Self {
+        self.spin = spin;
+        self
+    }
+
+    /// Where metrics go. Default: a registry of its own, see [`Service::registry`].
+    pub fn registry(mut self, registry: Registry) -> Self {
+        self.registry = registry;
+        self
+    }
+
+    /// Starts the service for the guest whose memory is `memory`.
+    ///
+    /// A VMM whose memory is behind `GuestMemoryAtomic` passes `atomic.memory().into_inner()`.
+    ///
+    /// # Errors
+    ///
+    /// See [`ServiceError`]; nothing is left running or pinned.
+    pub fn build<M>(self, memory: Arc<M>) -> Result<Service, ServiceError>
+    where
+        M: GuestMemoryBackend + Send + Sync + 'static,
+    {
+        in_range("shards", self.shards, 64)?;
+        in_range("subchannels", self.subchannels, 65_536)?;
+        in_range("ring_entries", self.ring_entries, 4096)?;
+        let map = Arc::new(GuestMap::new(memory)?);
+        let budget = self.budget_for(&map)?;
+        let driver = self.driver.decide().map_err(ServiceError::IoUring)?;
+        let pool = Arc::new(Pool::new(map.clone(), Box::new(Resident), budget)?);
+        if self.mode == Mode::Pinned {
+            pool.pin_whole_guest()?;
+        }
+        let workers = match driver {
+            Driver::IoUring => None,
+            Driver::Epoll => Some(Arc::new(
+                Workers::start(FILE_THREADS).map_err(ServiceError::Workers)?,
+            )),
+        };
+        let plan = Plan {
+            map: map.clone(),
+            pool: pool.clone(),
+            mode: self.mode,
+            share: self.share,
+            limits: self.limits,
+            driver,
+            interrupts: self.interrupts,
+            spin: self.spin,
+            workers: workers.clone(),
+        };
+        register_gauges(&self.registry, &pool)?;
+        let mut service = Service {
+            map,
+            pool,
+            mode: self.mode,
+            driver,
+            registry: self.registry,
+            shards: Vec::new(),
+            _workers: workers,
+            attached: AtomicU32::new(0),
+            ring_entries: self.ring_entries,
+            subchannels: Mutex::default(),
+        };
+        for shard in 0..self.shards {
+            let metrics = service.registry.shard(shard.to_string());
+            let link =
+                ShardLink::start(shard, self.shards, self.subchannels, plan.clone(), metrics)
+                    .map_err(|source| ServiceError::Shard { shard, source })?;
+            service.shards.push(link);
+        }
+        tracing::info!(
+            %driver,
+            mode = %self.mode,
+            budget_bytes = budget,
+            shards = self.shards,
+            guest_bytes = service.map.bytes(),
+            "service started"
+        );
+        Ok(service)
+    }
+
+    /// The budget in bytes, checked against what this process may lock.
+    fn budget_for(&self, map: &GuestMap) -> Result<u64, ServiceError> {
+        let wanted = match (self.budget, self.mode) {
+            (Some(bytes), _) => bytes,
+            (None, Mode::Pinned) => map.bytes(),
+            (None, _) => DEFAULT_BUDGET.min(map.bytes()),
+        };
+        let memlock = Memlock::of_this_process().map_err(ServiceError::Process)?;
+        let (Some(limit), Some(room)) = (memlock.limit, memlock.room()) else {
+            return Ok(wanted);
+        };
+        // Budgets beyond the guest lock no more than the guest.
+        if wanted.min(map.bytes()) <= room {
+            return Ok(wanted);
+        }
+        let fallback = room / 4 * 3;
+        if self.budget.is_some() || self.mode == Mode::Pinned || fallback < FRAME {
+            return Err(ServiceError::Memlock {
+                budget: wanted,
+                limit,
+                locked: memlock.locked,
+            });
+        }
+        tracing::warn!(
+            "RLIMIT_MEMLOCK is {limit} bytes: the pin budget is {fallback} instead of {wanted}; \
+             raise it with 'ulimit -l' or grant CAP_IPC_LOCK"
+        );
+        Ok(fallback)
+    }
+}
+
+fn in_range(what: &'static str, value: usize, most: usize) -> Result<(), ServiceError> {
+    if (1..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(ServiceError::OutOfRange {
+        what,
+        value,
+        least: 1,
+        most,
+    })
+}
+
+/// What the pool knows, as gauges. They hold it weakly: a registry may outlive its service.
+fn register_gauges(registry: &Registry, pool: &Arc<Pool>) -> Result<(), ServiceError> {
+    let gauge = |name: &str, help: &str, value: fn(&Pool) -> u64| {
+        let pool: Weak<Pool> = Arc::downgrade(pool);
+        registry.gauge(name, help, move || {
+            pool.upgrade().map_or(0.0, |pool| value(&pool) as f64)
+        })
+    };
+    gauge(
+        "vfio_ccw_pinned_bytes",
+        "Guest memory pinned now.",
+        Pool::pinned_bytes,
+    )?;
+    gauge(
+        "vfio_ccw_pinned_peak_bytes",
+        "Most guest memory that was pinned at one time.",
+        Pool::peak_bytes,
+    )?;
+    gauge(
+        "vfio_ccw_pin_budget_bytes",
+        "Guest memory that may be pinned.",
+        Pool::budget_bytes,
+    )?;
+    gauge(
+        "vfio_ccw_pin_waiting_programs",
+        "Programs waiting for room in the pin budget.",
+        |pool| pool.waiting() as u64,
+    )?;
+    Ok(())
+}

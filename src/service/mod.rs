@@ -1,0 +1,174 @@
+//! The service: shards that run subchannels, and what they share.
+//!
+//! ```text
+//!  vCPU threads                     shard thread (one per core)
+//!  Subchannel::ssch ─┐            ┌─ dispatcher: doorbell bitmap, sleep or spin
+//!                    ├─ ring ───► │    └─► subchannel task: fetch ► hold ► emit ► start ► interrupt
+//!  Subchannel::submit┘  doorbell  │                              ► back-map ► release ► deliver
+//!                                 └─ arena, idle flights, stage metrics: one thread, no locks
+//!  completion ring / interrupt ◄──────────────────────────────────────────────┘
+//! ```
+//!
+//! | part | file |
+//! |---|---|
+//! | building and ending a service | `builder.rs`, this file |
+//! | what a VMM holds for one device | `subchannel.rs` |
+//! | where results go | `delivery.rs` |
+//! | the thread, its runtime, its dispatcher | `shard.rs`, `runtime.rs` |
+//! | one subchannel's task | `task.rs` |
+//! | status for what never reached a device | `refusal.rs` |
+
+mod builder;
+mod delivery;
+mod refusal;
+mod runtime;
+mod shard;
+mod subchannel;
+mod task;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use parking_lot::Mutex;
+use vfio_ccw_metrics::{Registry, Totals};
+use vfio_ccw_pinning::{GuestMap, Mode, Pool};
+
+pub use builder::{ServiceBuilder, ServiceError};
+pub use delivery::{Completion, Completions, Delivery, Trigger};
+pub use runtime::{Driver, DriverChoice, UnknownDriver};
+pub use shard::{DeviceSpec, Interrupts};
+pub use subchannel::{Cc, Subchannel, SubmitError};
+
+use crate::volume::Workers;
+use shard::{Attachment, ShardLink};
+use subchannel::Shared;
+
+/// Runs channel devices for one guest.
+///
+/// Dropping it ends the shards: programs that run are waited for, programs that wait complete with
+/// deferred condition code 3, and later starts get condition code 3.
+#[derive(Debug)]
+pub struct Service {
+    map: Arc<GuestMap>,
+    pool: Arc<Pool>,
+    mode: Mode,
+    driver: Driver,
+    registry: Registry,
+    shards: Vec<ShardLink>,
+    /// Kept for as long as shards may hand it work.
+    _workers: Option<Arc<Workers>>,
+    attached: AtomicU32,
+    ring_entries: usize,
+    subchannels: Mutex<Vec<Arc<Shared>>>,
+}
+
+/// Why a device cannot be attached.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// Every shard has as many subchannels as its doorbell has bits.
+    #[error(
+        "{attached} subchannels are attached, as many as the service was built for: raise ServiceBuilder::subchannels"
+    )]
+    Full {
+        /// Subchannels there are.
+        attached: usize,
+    },
+    /// The shard's thread has ended.
+    #[error("shard {shard} has ended: the service can attach nothing any more")]
+    ShardGone {
+        /// Its index.
+        shard: usize,
+    },
+}
+
+impl Service {
+    /// Starts to describe a service.
+    pub fn builder() -> ServiceBuilder {
+        ServiceBuilder::default()
+    }
+
+    /// Attaches a device; its results go where `delivery` says. The subchannel is on the shard with
+    /// the fewest, and it is enabled.
+    ///
+    /// # Errors
+    ///
+    /// The service is full, or has ended.
+    pub fn attach(
+        &self,
+        device: DeviceSpec,
+        delivery: Delivery,
+    ) -> Result<Subchannel, AttachError> {
+        // Relaxed: a number to tell subchannels apart.
+        let number = self.attached.fetch_add(1, Ordering::Relaxed);
+        let shard = number as usize % self.shards.len();
+        let link = &self.shards[shard];
+        let Some(bit) = link.take_bit() else {
+            return Err(AttachError::Full {
+                attached: self.subchannels.lock().len(),
+            });
+        };
+        let (shared, intake) =
+            Shared::new(number, bit, link.doorbell(), delivery, self.ring_entries);
+        if !link.send(Attachment {
+            shared: shared.clone(),
+            intake,
+            device,
+        }) {
+            return Err(AttachError::ShardGone { shard });
+        }
+        self.subchannels.lock().push(shared.clone());
+        Ok(Subchannel::new(shared))
+    }
+
+    /// Detaches a subchannel: the program that runs is waited for by the shard, those that wait
+    /// complete with deferred condition code 3, later starts get condition code 3.
+    pub fn detach(&self, subchannel: Subchannel) {
+        subchannel.leave();
+        let number = subchannel.number();
+        self.subchannels
+            .lock()
+            .retain(|shared| shared.number() != number);
+    }
+
+    /// Guest memory as the service sees it.
+    pub fn memory(&self) -> &Arc<GuestMap> {
+        &self.map
+    }
+
+    /// The pool of pinned pages.
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// When pages are pinned.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// What the shards' file I/O and sleeping run on.
+    pub fn driver(&self) -> Driver {
+        self.driver
+    }
+
+    /// Where its metrics are, for an endpoint.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Counters and stage latencies of all shards so far.
+    pub fn totals(&self) -> Totals {
+        self.registry.snapshot()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        for shared in self.subchannels.lock().iter() {
+            shared.leave();
+        }
+        for shard in &mut self.shards {
+            shard.end();
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Status for programs that never reached a device.
+
+use vfio_ccw_metrics::Outcome;
+use vfio_ccw_pinning::HoldError;
+
+use crate::architecture::{DeviceStatus, IrbHead, Orb, Scsw, ScswFlags, SubchannelStatus};
+use crate::backend::Errno;
+
+/// What the guest is told about a program that was accepted with cc 0 and then could not be run.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    /// Its pages cannot be pinned: the channel cannot do its work, channel-control check.
+    #[error(transparent)]
+    Hold(#[from] HoldError),
+    /// Its shadow has no room: channel-control check.
+    #[error(
+        "no shadow memory for a program of {bytes} bytes: send smaller programs, or fewer at once"
+    )]
+    NoShadow {
+        /// Bytes of the shadow program.
+        bytes: usize,
+    },
+    /// The device refused the start.
+    #[error("the device refused the start: {0}")]
+    Device(#[from] Errno),
+    /// The subchannel was detached while the program waited: deferred condition code 3.
+    #[error("the subchannel was detached")]
+    Detached,
+}
+
+impl Refusal {
+    /// The status that the guest sees.
+    pub(super) fn irb(&self, orb: &Orb) -> IrbHead {
+        let ended = ScswFlags::START_FUNCTION | ScswFlags::ALERT | ScswFlags::STATUS_PENDING;
+        let whole = ended | ScswFlags::PRIMARY | ScswFlags::SECONDARY;
+        let none = DeviceStatus::empty();
+        let scsw = match self {
+            Refusal::Hold(_) | Refusal::NoShadow { .. } => {
+                Scsw::new(whole).with_status(none, SubchannelStatus::CHANNEL_CONTROL_CHECK, 0)
+            }
+            Refusal::Device(Errno(libc::ENODEV | libc::EACCES)) | Refusal::Detached => {
+                Scsw::new(ended).with_deferred_cc(3)
+            }
+            Refusal::Device(_) => {
+                Scsw::new(whole).with_status(none, SubchannelStatus::INTERFACE_CONTROL_CHECK, 0)
+            }
+        };
+        IrbHead {
+            scsw: scsw.with_cpa(orb.cpa()),
+            ..IrbHead::default()
+        }
+    }
+
+    /// How it is counted.
+    pub(super) fn outcome(&self) -> Outcome {
+        match self {
+            Refusal::Hold(_) | Refusal::NoShadow { .. } => Outcome::RefusedBudget,
+            Refusal::Device(Errno(libc::ENODEV | libc::EACCES)) | Refusal::Detached => {
+                Outcome::DeferredCc
+            }
+            Refusal::Device(_) => Outcome::OtherChannel,
+        }
+    }
+}
+
+/// How a program that ran is counted.
+pub(super) fn outcome(scsw: &Scsw) -> Outcome {
+    let channel = scsw.subchannel_status() - SubchannelStatus::PROGRAM_CONTROLLED;
+    if scsw.deferred_cc() != 0 {
+        Outcome::DeferredCc
+    } else if scsw.device_status().contains(DeviceStatus::UNIT_CHECK) {
+        Outcome::UnitCheck
+    } else if channel.contains(SubchannelStatus::PROGRAM_CHECK) {
+        Outcome::ProgramCheck
+    } else if channel.contains(SubchannelStatus::PROTECTION_CHECK) {
+        Outcome::ProtectionCheck
+    } else if channel == SubchannelStatus::INCORRECT_LENGTH {
+        Outcome::IncorrectLength
+    } else if !channel.is_empty() {
+        Outcome::OtherChannel
+    } else {
+        Outcome::Ok
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_refusal_has_its_architected_status() {
+        let orb = Orb::new(0x1000);
+        let budget = Refusal::Hold(HoldError::Saturated);
+        assert_eq!(
+            budget.irb(&orb).scsw.subchannel_status(),
+            SubchannelStatus::CHANNEL_CONTROL_CHECK
+        );
+        assert_eq!(budget.outcome(), Outcome::RefusedBudget);
+        for gone in [Refusal::Detached, Refusal::Device(Errno::NO_DEVICE)] {
+            let scsw = gone.irb(&orb).scsw;
+            assert_eq!((scsw.deferred_cc(), scsw.cpa()), (3, 0x1000));
+            assert!(
+                scsw.flags()
+                    .contains(ScswFlags::ALERT | ScswFlags::STATUS_PENDING)
+            );
+        }
+        let broken = Refusal::Device(Errno(libc::EIO));
+        assert_eq!(
+            broken.irb(&orb).scsw.subchannel_status(),
+            SubchannelStatus::INTERFACE_CONTROL_CHECK
+        );
+    }
+
+    #[test]
+    fn outcomes_follow_the_status() {
+        let clean = DeviceStatus::CHANNEL_END | DeviceStatus::DEVICE_END;
+        let count =
+            |device, subchannel| outcome(&Scsw::default().with_status(device, subchannel, 0));
+        assert_eq!(
+            count(clean, SubchannelStatus::PROGRAM_CONTROLLED),
+            Outcome::Ok
+        );
+        assert_eq!(
+            count(clean | DeviceStatus::UNIT_CHECK, SubchannelStatus::empty()),
+            Outcome::UnitCheck
+        );
+        assert_eq!(
+            count(clean, SubchannelStatus::INCORRECT_LENGTH),
+            Outcome::IncorrectLength
+        );
+        assert_eq!(
+            count(clean, SubchannelStatus::PROGRAM_CHECK),
+            Outcome::ProgramCheck
+        );
+        assert_eq!(
+            count(clean, SubchannelStatus::PROTECTION_CHECK),
+            Outcome::ProtectionCheck
+        );
+        assert_eq!(
+            count(clean, SubchannelStatus::CHANNEL_DATA_CHECK),
+            Outcome::OtherChannel
+        );
+    }
+}

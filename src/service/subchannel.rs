@@ -1,0 +1,346 @@
+//! A subchannel as the VMM sees it: the instructions that a vCPU issues, and the ring.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use parking_lot::Mutex;
+use quanta::Clock;
+use vfio_ccw_queues::Doorbell;
+use vfio_ccw_queues::submission::{self, Intake, Submitter};
+
+use crate::architecture::{IrbHead, Orb, OrbError, Pmcw, PmcwFlags, Schib, Scsw, ScswFlags};
+
+use super::delivery::{Completion, Delivery};
+
+/// Condition code of an I/O instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Cc {
+    /// The function was started, or the information stored.
+    Cc0 = 0,
+    /// Status pending (SSCH); no status pending (TSCH).
+    Cc1 = 1,
+    /// A function is in progress.
+    Cc2 = 2,
+    /// Not operational.
+    Cc3 = 3,
+}
+
+/// Why a ring submission is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubmitError {
+    /// The ORB is one that START SUBCHANNEL answers with an operand exception.
+    #[error(transparent)]
+    Operand(#[from] OrbError),
+    /// The submission ring is full: reap completions, then submit again.
+    #[error(
+        "the submission ring is full ({entries} entries): reap completions first, or build the service with more"
+    )]
+    Full {
+        /// Its capacity.
+        entries: usize,
+    },
+    /// The subchannel is detached, or its service has ended.
+    #[error("the subchannel is detached")]
+    Detached,
+    /// Its results go to interruptions: it is started with SSCH.
+    #[error(
+        "the subchannel delivers interruptions: start it with ssch, or attach it with a completion ring"
+    )]
+    NotARing,
+}
+
+/// A program on its way to the shard.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Request {
+    pub(super) orb: Orb,
+    pub(super) user_data: u64,
+    /// Raw clock value when it was submitted.
+    pub(super) submitted: u64,
+}
+
+/// State of a subchannel that delivers interruptions.
+mod state {
+    /// No function, no status.
+    pub(super) const IDLE: u8 = 0;
+    /// The start function is in progress.
+    pub(super) const STARTED: u8 = 1;
+    /// Status is pending.
+    pub(super) const PENDING: u8 = 2;
+    /// TEST SUBCHANNEL is fetching the status.
+    pub(super) const FETCHING: u8 = 3;
+}
+
+/// What vCPU threads and the shard share of one subchannel.
+#[derive(Debug)]
+pub(super) struct Shared {
+    number: u32,
+    bit: usize,
+    doorbell: Arc<Doorbell>,
+    submitter: Submitter<Request>,
+    delivery: Delivery,
+    clock: Clock,
+    state: AtomicU8,
+    leaving: AtomicBool,
+    /// Written by the shard before state PENDING, taken by TEST SUBCHANNEL after it.
+    irb: Mutex<IrbHead>,
+    pmcw: Mutex<Pmcw>,
+}
+
+impl Shared {
+    pub(super) fn new(
+        number: u32,
+        bit: usize,
+        doorbell: Arc<Doorbell>,
+        delivery: Delivery,
+        entries: usize,
+    ) -> (Arc<Self>, Intake<Request>) {
+        let (submitter, intake) = submission::ring(entries);
+        let pmcw = Pmcw::single_path(number as u16);
+        let shared = Shared {
+            number,
+            bit,
+            doorbell,
+            submitter,
+            delivery,
+            clock: Clock::new(),
+            state: AtomicU8::new(state::IDLE),
+            leaving: AtomicBool::new(false),
+            irb: Mutex::new(IrbHead::default()),
+            pmcw: Mutex::new(pmcw.with(PmcwFlags::ENABLED | PmcwFlags::DEVICE_VALID, 0)),
+        };
+        (Arc::new(shared), intake)
+    }
+
+    pub(super) fn number(&self) -> u32 {
+        self.number
+    }
+
+    pub(super) fn bit(&self) -> usize {
+        self.bit
+    }
+
+    pub(super) fn delivery(&self) -> &Delivery {
+        &self.delivery
+    }
+
+    /// Asks the task to end.
+    pub(super) fn leave(&self) {
+        // SeqCst: totally ordered with the push in `push`: see there.
+        self.leaving.store(true, Ordering::SeqCst);
+        self.doorbell.ring(self.bit);
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        // SeqCst: pairs with the store in `leave`.
+        self.leaving.load(Ordering::SeqCst)
+    }
+
+    /// Puts a request into the ring and rings. `false`: full.
+    fn push(&self, request: Request) -> bool {
+        if self.submitter.push(request).is_err() {
+            return false;
+        }
+        self.doorbell.ring(self.bit);
+        true
+    }
+
+    /// The shard's side: status of the program becomes pending.
+    pub(super) fn present(&self, irb: IrbHead) {
+        *self.irb.lock() = irb;
+        // Release: pairs with the Acquire in `tsch`.
+        self.state.store(state::PENDING, Ordering::Release);
+    }
+}
+
+/// A device's subchannel. Clones are handles on the same one; any thread may use them.
+#[derive(Clone, Debug)]
+pub struct Subchannel {
+    shared: Arc<Shared>,
+}
+
+impl Subchannel {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Subchannel { shared }
+    }
+
+    /// Number of the subchannel in its service, from 0.
+    pub fn number(&self) -> u32 {
+        self.shared.number
+    }
+
+    pub(super) fn leave(&self) {
+        self.shared.leave();
+    }
+
+    /// START SUBCHANNEL.
+    ///
+    /// Never blocks; wakes the shard with one system call if it sleeps. What goes wrong later shows
+    /// in the IRB: channel status, or a deferred condition code.
+    ///
+    /// * cc 0: the start function is in progress;
+    /// * cc 1: status is pending, fetch it with [`Subchannel::tsch`];
+    /// * cc 2: a start function is in progress;
+    /// * cc 3: not enabled, detached, no path left in ORB.LPM, or attached to a completion ring.
+    ///
+    /// # Errors
+    ///
+    /// An operand exception of the guest; the subchannel was not looked at.
+    pub fn ssch(&self, orb: &Orb) -> Result<Cc, OrbError> {
+        orb.check()?;
+        let shared = &self.shared;
+        let (enabled, pam) = {
+            let pmcw = shared.pmcw.lock();
+            (
+                pmcw.flags()
+                    .contains(PmcwFlags::ENABLED | PmcwFlags::DEVICE_VALID),
+                pmcw.pam,
+            )
+        };
+        let ring = matches!(shared.delivery, Delivery::Ring(_));
+        if ring || !enabled || orb.lpm() & pam == 0 || shared.is_leaving() {
+            return Ok(Cc::Cc3);
+        }
+        // Acquire: pairs with the Release in `tsch`: the last program's status is gone.
+        match shared.state.compare_exchange(
+            state::IDLE,
+            state::STARTED,
+            Ordering::Acquire,
+            Ordering::Relaxed,
+        ) {
+            Ok(_) => {}
+            Err(state::STARTED) => return Ok(Cc::Cc2),
+            Err(_) => return Ok(Cc::Cc1),
+        }
+        shared.pmcw.lock().intparm = orb.intparm().into();
+        let pushed = shared.push(Request {
+            orb: *orb,
+            user_data: 0,
+            submitted: shared.clock.raw(),
+        });
+        debug_assert!(pushed, "one program at a time always finds a free entry");
+        Ok(Cc::Cc0)
+    }
+
+    /// TEST SUBCHANNEL: the IRB, and whether it had status (cc 0) or not (cc 1). Status is cleared.
+    ///
+    /// cc 3: not enabled.
+    pub fn tsch(&self) -> (Cc, IrbHead) {
+        let shared = &self.shared;
+        if !shared
+            .pmcw
+            .lock()
+            .flags()
+            .contains(PmcwFlags::ENABLED | PmcwFlags::DEVICE_VALID)
+        {
+            return (Cc::Cc3, IrbHead::default());
+        }
+        // Acquire: pairs with the Release in `present`. One of several callers wins.
+        match shared.state.compare_exchange(
+            state::PENDING,
+            state::FETCHING,
+            Ordering::Acquire,
+            Ordering::Relaxed,
+        ) {
+            Ok(_) => {
+                let irb = std::mem::take(&mut *shared.irb.lock());
+                // Release: pairs with the Acquire in `ssch`.
+                shared.state.store(state::IDLE, Ordering::Release);
+                (Cc::Cc0, irb)
+            }
+            Err(_) => (
+                Cc::Cc1,
+                IrbHead {
+                    scsw: self.scsw(),
+                    ..IrbHead::default()
+                },
+            ),
+        }
+    }
+
+    /// STORE SUBCHANNEL: a copy of the subchannel-information block.
+    pub fn stsch(&self) -> Schib {
+        Schib {
+            pmcw: *self.shared.pmcw.lock(),
+            scsw: self.scsw(),
+            ..Schib::default()
+        }
+    }
+
+    /// MODIFY SUBCHANNEL: takes over enablement, interruption subclass, interruption parameter and
+    /// logical-path mask from `pmcw`.
+    ///
+    /// * cc 0: done;
+    /// * cc 1: status is pending;
+    /// * cc 2: a function is in progress.
+    pub fn msch(&self, pmcw: &Pmcw) -> Cc {
+        let shared = &self.shared;
+        let mut own = shared.pmcw.lock();
+        // Acquire: pairs with the Release in `tsch` and `present`.
+        match shared.state.load(Ordering::Acquire) {
+            state::IDLE => {}
+            state::STARTED => return Cc::Cc2,
+            _ => return Cc::Cc1,
+        }
+        own.intparm = pmcw.intparm;
+        own.lpm = pmcw.lpm;
+        let enabled = pmcw.flags() & PmcwFlags::ENABLED;
+        *own = own.with(enabled | PmcwFlags::DEVICE_VALID, pmcw.isc());
+        Cc::Cc0
+    }
+
+    /// Submits a program to the ring. Never blocks; at most one system call, to wake a sleeping shard.
+    /// Several may be under way; they run in order, and each gives one [`Completion`] with this
+    /// `user_data`.
+    ///
+    /// # Errors
+    ///
+    /// See [`SubmitError`]; nothing was submitted then.
+    pub fn submit(&self, orb: &Orb, user_data: u64) -> Result<(), SubmitError> {
+        orb.check()?;
+        let shared = &self.shared;
+        if !matches!(shared.delivery, Delivery::Ring(_)) {
+            return Err(SubmitError::NotARing);
+        }
+        if shared.is_leaving() {
+            return Err(SubmitError::Detached);
+        }
+        if !shared.push(Request {
+            orb: *orb,
+            user_data,
+            submitted: shared.clock.raw(),
+        }) {
+            return Err(SubmitError::Full {
+                entries: shared.submitter.capacity(),
+            });
+        }
+        Ok(())
+    }
+
+    fn scsw(&self) -> Scsw {
+        // Acquire: pairs with the Release in `present`.
+        match self.shared.state.load(Ordering::Acquire) {
+            state::STARTED => Scsw::new(ScswFlags::START_FUNCTION | ScswFlags::START_PENDING),
+            state::PENDING => self.shared.irb.lock().scsw,
+            _ => Scsw::default(),
+        }
+    }
+}
+
+/// Puts a result where the subchannel's results go.
+pub(super) fn deliver(shared: &Shared, user_data: u64, irb: IrbHead) {
+    match shared.delivery() {
+        Delivery::Ring(sender) => sender.push(Completion {
+            user_data,
+            subchannel: shared.number,
+            irb,
+        }),
+        Delivery::Interrupt(trigger) => {
+            shared.present(irb);
+            if let Err(error) = trigger.trigger(shared.number) {
+                tracing::error!(%error, subchannel = shared.number, "the interruption could not be made pending");
+            }
+        }
+    }
+}
