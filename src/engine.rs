@@ -78,11 +78,7 @@ impl DiskEngine {
             return Ok(());
         }
         let reason = "the guest's regions do not reach there".into();
-        Err(EngineError::Memory {
-            gpa,
-            bytes: bytes.len(),
-            reason,
-        })
+        Err(EngineError::Memory { gpa, bytes: bytes.len(), reason })
     }
 
     /// Writes the program of `request` and returns the ORB that starts it.
@@ -108,15 +104,11 @@ impl DiskEngine {
         let address = |offset: u64| (area + offset) as u32;
         self.put(
             area + at::CCWS,
-            &Ccw::new(command::DEFINE_EXTENT, address(at::EXTENT), 16)
-                .with(chain)
-                .to_format_1(),
+            &Ccw::new(command::DEFINE_EXTENT, address(at::EXTENT), 16).with(chain).to_format_1(),
         )?;
         self.put(
             area + at::CCWS + 8,
-            &Ccw::new(command::FBA_LOCATE, address(at::LOCATE), 8)
-                .with(chain)
-                .to_format_1(),
+            &Ccw::new(command::FBA_LOCATE, address(at::LOCATE), 8).with(chain).to_format_1(),
         )?;
         self.write_data_chain(request, area, code)?;
         Ok(Orb::new(address(at::CCWS)))
@@ -135,10 +127,7 @@ impl DiskEngine {
             self.put(ccw_at, &ccw.to_format_1())?;
             ccw_at += 8;
             for page in (0..now).step_by(4096) {
-                self.put(
-                    idal_at,
-                    &(request.buffer + u64::from(done + page)).to_be_bytes(),
-                )?;
+                self.put(idal_at, &(request.buffer + u64::from(done + page)).to_be_bytes())?;
                 idal_at += 8;
             }
             done += now;
@@ -166,9 +155,7 @@ fn outcome(irb: &IrbHead) -> Result<(), Failure> {
     if scsw.is_clean_end() {
         return match scsw.count() {
             0 => Ok(()),
-            residual => Err(Failure::Short {
-                residual: residual.into(),
-            }),
+            residual => Err(Failure::Short { residual: residual.into() }),
         };
     }
     match scsw.deferred_cc() {
@@ -196,15 +183,9 @@ impl Engine for DiskEngine {
                 return Err(EngineError::Closed { reason });
             }
             let orb = self.write_program(request)?;
-            if self.disks[request.slot]
-                .submit(&orb, request.slot as u64)
-                .is_err()
-            {
+            if self.disks[request.slot].submit(&orb, request.slot as u64).is_err() {
                 let outcome = Err(Failure::Refused { condition_code: 3 });
-                self.refused.push(load::Completion {
-                    slot: request.slot,
-                    outcome,
-                });
+                self.refused.push(load::Completion { slot: request.slot, outcome });
             }
         }
         Ok(())
@@ -244,10 +225,6 @@ impl Engine for DiskEngine {
             return Ok(());
         }
         let reason = "the guest's regions do not reach there".into();
-        Err(EngineError::Memory {
-            gpa,
-            bytes: bytes.len(),
-            reason,
-        })
+        Err(EngineError::Memory { gpa, bytes: bytes.len(), reason })
     }
 }

@@ -102,10 +102,7 @@ impl Arena {
     pub(crate) fn take(&mut self, bytes: usize) -> Option<Slot> {
         let class = SIZES.iter().position(|size| bytes as u64 <= *size)?;
         if let Some(offset) = self.free[class].pop() {
-            return Some(Slot {
-                offset,
-                class: class as u8,
-            });
+            return Some(Slot { offset, class: class as u8 });
         }
         let end = self.fresh + SIZES[class];
         if end + TAIL > self.host.len() as u64 {
@@ -113,10 +110,7 @@ impl Arena {
         }
         let offset = self.fresh as u32;
         self.fresh = end;
-        Some(Slot {
-            offset,
-            class: class as u8,
-        })
+        Some(Slot { offset, class: class as u8 })
     }
 
     /// Gives a slot back: no device reads it any more.
@@ -131,10 +125,7 @@ impl Arena {
 
     /// The bytes of a slot.
     pub(crate) fn slot_host(&self, slot: &Slot) -> Option<HostRange> {
-        self.host.part(
-            slot.offset as usize,
-            SIZES[usize::from(slot.class)] as usize,
-        )
+        self.host.part(slot.offset as usize, SIZES[usize::from(slot.class)] as usize)
     }
 }
 
@@ -156,15 +147,9 @@ mod tests {
         }
         taken.sort_unstable();
         assert!(
-            taken
-                .windows(2)
-                .all(|pair| u64::from(pair[0].0) + pair[0].1 <= u64::from(pair[1].0))
+            taken.windows(2).all(|pair| u64::from(pair[0].0) + pair[0].1 <= u64::from(pair[1].0))
         );
-        assert!(
-            taken
-                .iter()
-                .all(|(iova, _)| iova % 512 == 0 && *iova < 1 << 31)
-        );
+        assert!(taken.iter().all(|(iova, _)| iova % 512 == 0 && *iova < 1 << 31));
     }
 
     #[test]
@@ -173,10 +158,7 @@ mod tests {
         let slot = arena.take(100).unwrap();
         let first = arena.slot_iova(&slot);
         arena.give_back(slot);
-        assert_eq!(
-            arena.take(200).map(|slot| arena.slot_iova(&slot)),
-            Some(first)
-        );
+        assert_eq!(arena.take(200).map(|slot| arena.slot_iova(&slot)), Some(first));
         assert!(arena.take((1 << 20) + 1).is_none());
     }
 
@@ -187,9 +169,6 @@ mod tests {
         while arena.take(1 << 20).is_some() {
             taken += 1;
         }
-        assert_eq!(
-            taken, 1,
-            "two slots of 1 MiB do not fit into 2 MiB less the tail"
-        );
+        assert_eq!(taken, 1, "two slots of 1 MiB do not fit into 2 MiB less the tail");
     }
 }

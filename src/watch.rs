@@ -45,10 +45,7 @@ mod tests {
 
     #[test]
     fn a_signal_is_seen_once() {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let watched = eventfd(EventFd::new(libc::EFD_NONBLOCK).unwrap()).unwrap();
             for _ in 0..3 {

@@ -41,10 +41,7 @@ impl Hold {
     /// Wants a frame. The same frame twice in a row counts once; elsewhere it may be wanted again.
     #[inline]
     pub fn want(&mut self, frame: u32) {
-        debug_assert!(
-            self.held.is_empty(),
-            "a hold takes no new wishes while it holds"
-        );
+        debug_assert!(self.held.is_empty(), "a hold takes no new wishes while it holds");
         if self.wanted.last() != Some(&frame) {
             self.wanted.push(frame);
         }

@@ -36,10 +36,7 @@ struct Waiter {
 
 impl Ledger {
     pub(crate) fn new(limit: u32) -> Self {
-        Ledger {
-            limit,
-            ..Ledger::default()
-        }
+        Ledger { limit, ..Ledger::default() }
     }
 
     pub(crate) fn limit(&self) -> u32 {
@@ -108,10 +105,7 @@ impl Ledger {
 
     /// Takes a frame off the accounts; its slot is the next to be used.
     pub(crate) fn leave(&mut self, slot: u32) {
-        debug_assert!(
-            self.slots[slot as usize] != VACANT,
-            "slot {slot} left twice"
-        );
+        debug_assert!(self.slots[slot as usize] != VACANT, "slot {slot} left twice");
         self.slots[slot as usize] = VACANT;
         self.vacant.push(slot);
         self.pinned -= 1;
@@ -119,27 +113,18 @@ impl Ledger {
 
     /// Whether somebody else is ahead of the holder of `ticket` in the queue.
     pub(crate) fn is_behind(&self, ticket: Option<u64>) -> bool {
-        self.queue
-            .front()
-            .is_some_and(|first| Some(first.ticket) != ticket)
+        self.queue.front().is_some_and(|first| Some(first.ticket) != ticket)
     }
 
     /// Queues for room, or renews the waker of a place already held. Returns the ticket.
     pub(crate) fn queue_up(&mut self, ticket: Option<u64>, waker: &Waker) -> u64 {
-        if let Some(waiter) = self
-            .queue
-            .iter_mut()
-            .find(|waiter| Some(waiter.ticket) == ticket)
-        {
+        if let Some(waiter) = self.queue.iter_mut().find(|waiter| Some(waiter.ticket) == ticket) {
             waiter.waker.clone_from(waker);
             return waiter.ticket;
         }
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        self.queue.push_back(Waiter {
-            ticket,
-            waker: waker.clone(),
-        });
+        self.queue.push_back(Waiter { ticket, waker: waker.clone() });
         ticket
     }
 
@@ -221,11 +206,7 @@ mod tests {
         let mut victims = Vec::new();
         assert!(!ledger.make_room(2, &words, &mut victims));
         assert!(victims.is_empty());
-        assert_eq!(
-            words[1].try_evict(false),
-            Eviction::Claimed,
-            "1 was put back"
-        );
+        assert_eq!(words[1].try_evict(false), Eviction::Claimed, "1 was put back");
     }
 
     #[test]
@@ -234,11 +215,7 @@ mod tests {
         let waker = Waker::noop();
         let first = ledger.queue_up(None, waker);
         let second = ledger.queue_up(None, waker);
-        assert_eq!(
-            ledger.queue_up(Some(first), waker),
-            first,
-            "a place is kept"
-        );
+        assert_eq!(ledger.queue_up(Some(first), waker), first, "a place is kept");
         assert!(!ledger.is_behind(Some(first)));
         assert!(ledger.is_behind(Some(second)) && ledger.is_behind(None));
         ledger.leave_queue(first);

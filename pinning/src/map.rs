@@ -76,9 +76,7 @@ impl Region {
     }
 
     fn offset(&self, address: u64) -> Option<u64> {
-        address
-            .checked_sub(self.start)
-            .filter(|offset| *offset < self.len)
+        address.checked_sub(self.start).filter(|offset| *offset < self.len)
     }
 }
 
@@ -118,12 +116,7 @@ impl GuestMap {
             // long as this map; ranges are handed out only by borrowing it or with a clone of its
             // Arc. Test: `addresses_resolve_inside_regions_only`.
             let host = unsafe { HostRange::new(host, len as usize) };
-            regions.push(Region {
-                start,
-                len,
-                host,
-                first_frame,
-            });
+            regions.push(Region { start, len, host, first_frame });
             frames += len >> FRAME_SHIFT;
         }
         let frames = u32::try_from(frames).map_err(|_| MapError::TooLarge { frames })?;
@@ -131,11 +124,7 @@ impl GuestMap {
             return Err(MapError::Empty);
         }
         regions.sort_by_key(|region| region.start);
-        Ok(GuestMap {
-            regions: regions.into(),
-            frames,
-            _mappings: memory,
-        })
+        Ok(GuestMap { regions: regions.into(), frames, _mappings: memory })
     }
 
     /// Regions in ascending order of address.
@@ -161,9 +150,7 @@ impl GuestMap {
         if first.offset(address).is_some() {
             return Some(first);
         }
-        let after = self
-            .regions
-            .partition_point(|region| region.start <= address);
+        let after = self.regions.partition_point(|region| region.start <= address);
         let region = self.regions.get(after.checked_sub(1)?)?;
         region.offset(address).map(|_| region)
     }
@@ -185,9 +172,7 @@ impl GuestMap {
     pub fn frames_host(&self, first: u32, count: u32) -> Option<HostRange> {
         let region = self.region_of_frame(first)?;
         let offset = u64::from(first - region.first_frame) << FRAME_SHIFT;
-        region
-            .host
-            .part(offset as usize, (u64::from(count) << FRAME_SHIFT) as usize)
+        region.host.part(offset as usize, (u64::from(count) << FRAME_SHIFT) as usize)
     }
 
     /// The bytes from `address` to the end of its region, at most `most`; `None` outside memory.
@@ -195,18 +180,14 @@ impl GuestMap {
     pub fn bytes_from(&self, address: u64, most: usize) -> Option<HostRange> {
         let region = self.region(address)?;
         let offset = (address - region.start) as usize;
-        region
-            .host
-            .part(offset, most.min(region.host.len() - offset))
+        region.host.part(offset, most.min(region.host.len() - offset))
     }
 
     /// Loads a doubleword in one access; `None` outside memory or off a doubleword boundary.
     #[inline]
     pub fn load_doubleword(&self, address: u64) -> Option<[u8; 8]> {
         let region = self.region(address)?;
-        region
-            .host
-            .load_doubleword((address - region.start) as usize)
+        region.host.load_doubleword((address - region.start) as usize)
     }
 
     /// Loads a word in one access; `None` outside memory or off a word boundary.
@@ -257,9 +238,7 @@ impl GuestMap {
 
 impl fmt::Debug for GuestMap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("GuestMap")
-            .field("regions", &self.regions)
-            .finish_non_exhaustive()
+        f.debug_struct("GuestMap").field("regions", &self.regions).finish_non_exhaustive()
     }
 }
 
@@ -269,14 +248,9 @@ mod tests {
     use vm_memory::{GuestAddress, GuestMemoryMmap};
 
     fn map(ranges: &[(u64, usize)]) -> GuestMap {
-        let ranges: Vec<_> = ranges
-            .iter()
-            .map(|(start, len)| (GuestAddress(*start), *len))
-            .collect();
-        GuestMap::new(Arc::new(
-            GuestMemoryMmap::<()>::from_ranges(&ranges).unwrap(),
-        ))
-        .unwrap()
+        let ranges: Vec<_> =
+            ranges.iter().map(|(start, len)| (GuestAddress(*start), *len)).collect();
+        GuestMap::new(Arc::new(GuestMemoryMmap::<()>::from_ranges(&ranges).unwrap())).unwrap()
     }
 
     #[test]
@@ -293,14 +267,8 @@ mod tests {
             assert_eq!(map.frame(map.frame_address(frame).unwrap()), Some(frame));
         }
         assert_eq!(map.frame_address(7), None);
-        assert!(
-            map.frames_host(3, 2).is_none(),
-            "frames 3 and 4 are in different regions"
-        );
-        assert_eq!(
-            map.bytes_from(0x3ff0, 64).map(|range| range.len()),
-            Some(16)
-        );
+        assert!(map.frames_host(3, 2).is_none(), "frames 3 and 4 are in different regions");
+        assert_eq!(map.bytes_from(0x3ff0, 64).map(|range| range.len()), Some(16));
     }
 
     #[test]
@@ -322,9 +290,6 @@ mod tests {
         let error = GuestMap::new(Arc::new(odd)).unwrap_err();
         assert!(error.to_string().contains("0x800"), "{error}");
         let none = GuestMemoryMmap::<()>::new();
-        assert!(matches!(
-            GuestMap::new(Arc::new(none)),
-            Err(MapError::Empty)
-        ));
+        assert!(matches!(GuestMap::new(Arc::new(none)), Err(MapError::Empty)));
     }
 }

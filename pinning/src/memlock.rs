@@ -23,15 +23,8 @@ impl Memlock {
     /// Where `/proc/self/status` cannot be read.
     pub fn of_this_process() -> io::Result<Self> {
         let status = fs::read_to_string("/proc/self/status")?;
-        let limit = if has_capability(&status, CAP_IPC_LOCK) {
-            None
-        } else {
-            soft_limit()
-        };
-        Ok(Memlock {
-            limit,
-            locked: locked_bytes(&status),
-        })
+        let limit = if has_capability(&status, CAP_IPC_LOCK) { None } else { soft_limit() };
+        Ok(Memlock { limit, locked: locked_bytes(&status) })
     }
 
     /// Bytes that can still be locked; `None` for "as many as there are".
@@ -41,10 +34,7 @@ impl Memlock {
 }
 
 fn soft_limit() -> Option<u64> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the struct is valid for writing and outlives the call.
     // Test: `this_process_has_a_sane_answer`.
     let result = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) };
@@ -52,10 +42,7 @@ fn soft_limit() -> Option<u64> {
 }
 
 fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-        .map(str::trim)
+    status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }
 
 fn has_capability(status: &str, capability: u32) -> bool {
@@ -86,30 +73,9 @@ mod tests {
 
     #[test]
     fn room_is_what_the_limit_leaves() {
-        assert_eq!(
-            Memlock {
-                limit: Some(100),
-                locked: 30
-            }
-            .room(),
-            Some(70)
-        );
-        assert_eq!(
-            Memlock {
-                limit: Some(100),
-                locked: 300
-            }
-            .room(),
-            Some(0)
-        );
-        assert_eq!(
-            Memlock {
-                limit: None,
-                locked: 300
-            }
-            .room(),
-            None
-        );
+        assert_eq!(Memlock { limit: Some(100), locked: 30 }.room(), Some(70));
+        assert_eq!(Memlock { limit: Some(100), locked: 300 }.room(), Some(0));
+        assert_eq!(Memlock { limit: None, locked: 300 }.room(), None);
     }
 
     #[test]

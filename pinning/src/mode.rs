@@ -60,12 +60,6 @@ mod tests {
         for mode in Mode::ALL {
             assert_eq!(mode.to_string().parse::<Mode>(), Ok(mode));
         }
-        assert!(
-            "pin"
-                .parse::<Mode>()
-                .unwrap_err()
-                .to_string()
-                .contains("'pin'")
-        );
+        assert!("pin".parse::<Mode>().unwrap_err().to_string().contains("'pin'"));
     }
 }

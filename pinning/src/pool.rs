@@ -139,12 +139,8 @@ impl Pool {
             return Err(PoolError::BudgetTooSmall { budget });
         }
         // Zeroed memory is "all absent" and costs nothing until touched.
-        let words =
-            <[StateWord]>::new_box_zeroed_with_elems(map.frames() as usize).map_err(|_| {
-                PoolError::TableTooLarge {
-                    frames: map.frames(),
-                }
-            })?;
+        let words = <[StateWord]>::new_box_zeroed_with_elems(map.frames() as usize)
+            .map_err(|_| PoolError::TableTooLarge { frames: map.frames() })?;
         let limit = u32::try_from(budget >> FRAME_SHIFT).unwrap_or(u32::MAX);
         Ok(Pool {
             map,
@@ -164,10 +160,7 @@ impl Pool {
     pub fn pin_whole_guest(&self) -> Result<(), PoolError> {
         let guest = self.map.bytes();
         if guest > self.budget_bytes() {
-            return Err(PoolError::GuestExceedsBudget {
-                guest,
-                budget: self.budget_bytes(),
-            });
+            return Err(PoolError::GuestExceedsBudget { guest, budget: self.budget_bytes() });
         }
         let mut hold = Hold::default();
         (0..self.map.frames()).for_each(|frame| hold.want(frame));
@@ -190,19 +183,14 @@ impl Pool {
     #[inline]
     pub fn poll_hold(&self, hold: &mut Hold, cx: &mut Context<'_>) -> Poll<Result<(), HoldError>> {
         if hold.ticket.is_none() {
-            hold.tally = Tally {
-                gets: hold.wanted.len() as u32,
-                ..Tally::default()
-            };
+            hold.tally = Tally { gets: hold.wanted.len() as u32, ..Tally::default() };
         }
         // Acquire: pairs with the Release in `pin_whole_guest`.
         if self.whole.load(Ordering::Acquire) {
             hold.tally.hits = hold.tally.gets;
             return Poll::Ready(Ok(()));
         }
-        if hold
-            .limit
-            .is_some_and(|share| hold.wanted.len() > share as usize)
+        if hold.limit.is_some_and(|share| hold.wanted.len() > share as usize)
             && let Err(error) = self.check_size(hold)
         {
             self.forget(hold);
@@ -423,11 +411,7 @@ impl Pool {
         Err(HoldError::TooLarge {
             need: (need as u64) << FRAME_SHIFT,
             limit: u64::from(limit) << FRAME_SHIFT,
-            which: if budget <= share {
-                "the pin budget"
-            } else {
-                "the subchannel's share"
-            },
+            which: if budget <= share { "the pin budget" } else { "the subchannel's share" },
         })
     }
 
@@ -439,31 +423,18 @@ impl Pool {
     /// will be reported.
     fn book(&self, hold: &mut Hold, waker: &Waker) -> bool {
         let mut ledger = self.ledger.lock();
-        let Hold {
-            missing,
-            fresh,
-            victims,
-            ticket,
-            ..
-        } = hold;
+        let Hold { missing, fresh, victims, ticket, .. } = hold;
         if ledger.is_behind(*ticket) {
             *ticket = Some(ledger.queue_up(*ticket, waker));
             self.waiting.store(ledger.queued(), Ordering::SeqCst);
             return false;
         }
         fresh.clear();
-        fresh.extend(
-            missing
-                .iter()
-                .filter(|frame| self.words[**frame as usize].is_absent()),
-        );
+        fresh.extend(missing.iter().filter(|frame| self.words[**frame as usize].is_absent()));
         fresh.sort_unstable();
         fresh.dedup();
         if fresh.is_empty() {
-            if missing
-                .iter()
-                .any(|frame| self.words[*frame as usize].is_owned())
-            {
+            if missing.iter().any(|frame| self.words[*frame as usize].is_owned()) {
                 ledger.stand_by(waker);
                 return false;
             }
@@ -499,18 +470,13 @@ impl Pool {
 
     /// Unpins victims that `book` has taken off the accounts already.
     fn unpin_booked_victims(&self, hold: &mut Hold) -> Result<(), HoldError> {
-        let Hold {
-            fresh,
-            victims,
-            tally,
-            ..
-        } = hold;
+        let Hold { fresh, victims, tally, .. } = hold;
         if victims.is_empty() {
             return Ok(());
         }
         let mut gone = 0;
-        let result = self.for_runs(victims, |address, host, count| {
-            match self.pinner.unpin(address, host) {
+        let result =
+            self.for_runs(victims, |address, host, count| match self.pinner.unpin(address, host) {
                 Ok(()) => {
                     gone += count as usize;
                     Ok(())
@@ -521,8 +487,7 @@ impl Pool {
                     len: host.len(),
                     source,
                 }),
-            }
-        });
+            });
         for &victim in &victims[..gone] {
             self.words[victim as usize].vacate();
         }
@@ -544,9 +509,7 @@ impl Pool {
 
     /// Pins what `book` has claimed, adjacent frames in one call, and holds it.
     fn pin_fresh(&self, hold: &mut Hold) -> Result<(), HoldError> {
-        let Hold {
-            fresh, held, tally, ..
-        } = hold;
+        let Hold { fresh, held, tally, .. } = hold;
         if fresh.is_empty() {
             return Ok(());
         }
@@ -594,8 +557,8 @@ impl Pool {
         );
         victims.sort_unstable();
         let mut gone = 0;
-        let result = self.for_runs(victims, |address, host, count| {
-            match self.pinner.unpin(address, host) {
+        let result =
+            self.for_runs(victims, |address, host, count| match self.pinner.unpin(address, host) {
                 Ok(()) => {
                     gone += count as usize;
                     Ok(())
@@ -606,8 +569,7 @@ impl Pool {
                     len: host.len(),
                     source,
                 }),
-            }
-        });
+            });
         if !victims.is_empty() {
             let mut ledger = self.ledger.lock();
             for &victim in &victims[..gone] {
@@ -636,10 +598,9 @@ impl Pool {
             {
                 count += 1;
             }
-            if let (Some(address), Some(host)) = (
-                self.map.frame_address(first),
-                self.map.frames_host(first, count),
-            ) {
+            if let (Some(address), Some(host)) =
+                (self.map.frame_address(first), self.map.frames_host(first, count))
+            {
                 each(address, host, count)?;
             }
             rest = &rest[count as usize..];
@@ -744,10 +705,7 @@ mod tests {
                 .unwrap();
         let model = Model::default();
         let map = Arc::new(GuestMap::new(Arc::new(memory)).unwrap());
-        (
-            Pool::new(map, Box::new(model.clone()), (budget as u64) << FRAME_SHIFT).unwrap(),
-            model,
-        )
+        (Pool::new(map, Box::new(model.clone()), (budget as u64) << FRAME_SHIFT).unwrap(), model)
     }
 
     fn want(hold: &mut Hold, frames: impl IntoIterator<Item = u32>) {
@@ -768,25 +726,12 @@ mod tests {
         assert_eq!(model.0.lock().calls, 2, "4-7 and 20");
         assert_eq!(
             hold.tally(),
-            Tally {
-                gets: 6,
-                hits: 1,
-                misses: 5,
-                pin_calls: 2,
-                ..Tally::default()
-            }
+            Tally { gets: 6, hits: 1, misses: 5, pin_calls: 2, ..Tally::default() }
         );
         pool.release(&mut hold, Mode::Cached);
         pool.hold_blocking(&mut hold).unwrap();
         assert_eq!(model.0.lock().calls, 2);
-        assert_eq!(
-            hold.tally(),
-            Tally {
-                gets: 6,
-                hits: 6,
-                ..Tally::default()
-            }
-        );
+        assert_eq!(hold.tally(), Tally { gets: 6, hits: 6, ..Tally::default() });
         pool.release(&mut hold, Mode::Cached);
     }
 
@@ -823,16 +768,12 @@ mod tests {
         );
         assert!(!hold.is_holding());
         want(&mut hold, [0, 1, 0, 1, 0, 1]);
-        pool.hold_blocking(&mut hold)
-            .expect("two distinct frames fit");
+        pool.hold_blocking(&mut hold).expect("two distinct frames fit");
         pool.release(&mut hold, Mode::Cached);
         hold.limit_bytes(Some(FRAME));
         assert!(matches!(
             pool.hold_blocking(&mut hold),
-            Err(HoldError::TooLarge {
-                which: "the subchannel's share",
-                ..
-            })
+            Err(HoldError::TooLarge { which: "the subchannel's share", .. })
         ));
     }
 
@@ -887,11 +828,7 @@ mod tests {
         pool.hold_blocking(&mut one).unwrap();
         pool.hold_blocking(&mut two).unwrap();
         pool.release(&mut one, Mode::OnDemand);
-        assert_eq!(
-            model.0.lock().pinned.len(),
-            4,
-            "2 and 3 are in use by the other"
-        );
+        assert_eq!(model.0.lock().pinned.len(), 4, "2 and 3 are in use by the other");
         pool.release(&mut two, Mode::OnDemand);
         assert_eq!((model.0.lock().pinned.len(), pool.pinned_bytes()), (0, 0));
     }
@@ -903,10 +840,7 @@ mod tests {
         want(&mut hold, 0..4);
         model.0.lock().refuse_pin = true;
         let error = pool.hold_blocking(&mut hold).unwrap_err().to_string();
-        assert!(
-            error.contains("model") && error.contains("RLIMIT_MEMLOCK"),
-            "{error}"
-        );
+        assert!(error.contains("model") && error.contains("RLIMIT_MEMLOCK"), "{error}");
         assert_eq!(pool.pinned_bytes(), 0);
         model.0.lock().refuse_pin = false;
         pool.hold_blocking(&mut hold).unwrap();
@@ -922,10 +856,7 @@ mod tests {
         pool.release(&mut hold, Mode::Cached);
         model.0.lock().refuse_unpin = true;
         want(&mut hold, 8..10);
-        assert!(matches!(
-            pool.hold_blocking(&mut hold),
-            Err(HoldError::Unpin { .. })
-        ));
+        assert!(matches!(pool.hold_blocking(&mut hold), Err(HoldError::Unpin { .. })));
         assert_eq!(pool.pinned_bytes(), 4 * FRAME);
         model.0.lock().refuse_unpin = false;
         pool.hold_blocking(&mut hold).unwrap();
@@ -938,10 +869,7 @@ mod tests {
     fn the_whole_guest_is_pinned_once_or_refused() {
         let (small, _) = pool(64, 8);
         let error = small.pin_whole_guest().unwrap_err().to_string();
-        assert!(
-            error.contains("262144") && error.contains("32768"),
-            "{error}"
-        );
+        assert!(error.contains("262144") && error.contains("32768"), "{error}");
         let (pool, model) = pool(64, 64);
         pool.pin_whole_guest().unwrap();
         assert_eq!(model.0.lock().calls, 1);
@@ -968,11 +896,7 @@ mod tests {
                             hold.want((seed >> 16) % 256);
                         }
                         pool.hold_blocking(&mut hold).unwrap();
-                        let mode = if round % 3 == 0 {
-                            Mode::OnDemand
-                        } else {
-                            Mode::Cached
-                        };
+                        let mode = if round % 3 == 0 { Mode::OnDemand } else { Mode::Cached };
                         pool.release(&mut hold, mode);
                     }
                 });
@@ -980,16 +904,8 @@ mod tests {
         });
         pool.unpin_all_idle().unwrap();
         let state = model.0.lock();
-        assert!(
-            state.peak <= 24,
-            "{} frames were pinned at once",
-            state.peak
-        );
-        assert!(
-            state.pinned.is_empty(),
-            "{} frames leaked",
-            state.pinned.len()
-        );
+        assert!(state.peak <= 24, "{} frames were pinned at once", state.peak);
+        assert!(state.pinned.is_empty(), "{} frames leaked", state.pinned.len());
         assert_eq!(pool.waiting(), 0);
     }
 
@@ -1003,12 +919,7 @@ mod tests {
         want(&mut waiting, [2]);
         {
             let mut future = std::pin::pin!(pool.hold(&mut waiting));
-            assert!(
-                future
-                    .as_mut()
-                    .poll(&mut Context::from_waker(Waker::noop()))
-                    .is_pending()
-            );
+            assert!(future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
             assert_eq!(pool.waiting(), 1);
         }
         assert_eq!(pool.waiting(), 0);
@@ -1029,10 +940,7 @@ mod tests {
         let mut hold = Hold::default();
         want(&mut hold, [1, 2, 9]);
         pool.hold_blocking(&mut hold).unwrap();
-        assert_eq!(
-            Memlock::of_this_process().unwrap().locked,
-            before.locked + 3 * FRAME
-        );
+        assert_eq!(Memlock::of_this_process().unwrap().locked, before.locked + 3 * FRAME);
         pool.release(&mut hold, Mode::OnDemand);
         assert_eq!(Memlock::of_this_process().unwrap().locked, before.locked);
     }

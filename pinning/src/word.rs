@@ -111,9 +111,7 @@ impl StateWord {
         let claimed = PINNING | u64::from(slot) << SLOT_SHIFT;
         // Acquire on success: pairs with the Release in `vacate` and `fail`, so that the unpin
         // by a former owner happens before our pin.
-        self.0
-            .compare_exchange(ABSENT, claimed, Ordering::Acquire, Ordering::Relaxed)
-            .is_ok()
+        self.0.compare_exchange(ABSENT, claimed, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
     /// Pinning to Ready with one user, the caller.
@@ -140,16 +138,10 @@ impl StateWord {
                 return Eviction::Refused;
             }
             let spare = second_chance && word & REFERENCED != 0;
-            let next = if spare {
-                word & !REFERENCED
-            } else {
-                word & !STATE & !REFERENCED | EVICTING
-            };
+            let next =
+                if spare { word & !REFERENCED } else { word & !STATE & !REFERENCED | EVICTING };
             // SeqCst: Acquire pairs with `release`: the last user is done with the page.
-            match self
-                .0
-                .compare_exchange_weak(word, next, Ordering::SeqCst, Ordering::Relaxed)
-            {
+            match self.0.compare_exchange_weak(word, next, Ordering::SeqCst, Ordering::Relaxed) {
                 Ok(_) if spare => return Eviction::SecondChance,
                 Ok(_) => return Eviction::Claimed,
                 Err(now) => word = now,
@@ -168,8 +160,7 @@ impl StateWord {
     /// Evicting to Ready, unused, remembered in another slot: it could not be unpinned.
     pub(crate) fn restore_in(&self, slot: u32) {
         // Release: pairs with the Acquire in `take`.
-        self.0
-            .store(u64::from(slot) << SLOT_SHIFT | READY, Ordering::Release);
+        self.0.store(u64::from(slot) << SLOT_SHIFT | READY, Ordering::Release);
     }
 
     /// Evicting to Absent: it is unpinned.
@@ -211,10 +202,7 @@ mod loom_tests {
     }
 
     fn pinned_page() -> Arc<Page> {
-        let page = Page {
-            word: StateWord::absent(),
-            pinned: loom::cell::UnsafeCell::new(true),
-        };
+        let page = Page { word: StateWord::absent(), pinned: loom::cell::UnsafeCell::new(true) };
         assert!(page.word.claim(7));
         page.word.ready();
         Arc::new(page)
@@ -222,8 +210,7 @@ mod loom_tests {
 
     fn use_page(page: &Page) {
         // SAFETY: read only while taken, when no owner may change it; loom checks exactly that.
-        page.pinned
-            .with(|pinned| assert!(unsafe { *pinned }, "a page in use was unpinned"));
+        page.pinned.with(|pinned| assert!(unsafe { *pinned }, "a page in use was unpinned"));
     }
 
     fn evict(page: &Page) -> bool {

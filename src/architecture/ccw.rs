@@ -93,10 +93,7 @@ impl CommandClass {
 
     /// Whether data flows from the device into memory.
     pub fn stores(self) -> bool {
-        matches!(
-            self,
-            CommandClass::Read | CommandClass::Sense | CommandClass::ReadBackward
-        )
+        matches!(self, CommandClass::Read | CommandClass::Sense | CommandClass::ReadBackward)
     }
 }
 
@@ -145,12 +142,7 @@ pub struct Ccw {
 impl Ccw {
     /// A CCW without flags.
     pub fn new(command: u8, address: u32, count: u16) -> Self {
-        Ccw {
-            command,
-            flags: CcwFlags::empty(),
-            count,
-            address,
-        }
+        Ccw { command, flags: CcwFlags::empty(), count, address }
     }
 
     /// The same CCW with these flags added.
@@ -185,17 +177,12 @@ impl Ccw {
 
     /// Whether the channel goes on to another CCW after this one.
     pub fn chains(&self) -> bool {
-        self.flags
-            .intersects(CcwFlags::CHAIN_DATA | CcwFlags::CHAIN_COMMAND)
+        self.flags.intersects(CcwFlags::CHAIN_DATA | CcwFlags::CHAIN_COMMAND)
     }
 
     /// Whether this is a TIC; in format 0 any xxxx1000, in format 1 exactly 0x08.
     pub fn is_tic(&self, format_1: bool) -> bool {
-        if format_1 {
-            self.command == command::TIC
-        } else {
-            self.class() == CommandClass::Transfer
-        }
+        if format_1 { self.command == command::TIC } else { self.class() == CommandClass::Transfer }
     }
 }
 
@@ -248,11 +235,7 @@ impl From<Ccw> for Ccw1 {
 
 impl fmt::Debug for Ccw {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "CCW {:02x} count={} address={:#010x} ",
-            self.command, self.count, self.address
-        )?;
+        write!(f, "CCW {:02x} count={} address={:#010x} ", self.command, self.count, self.address)?;
         bitflags::parser::to_writer(&self.flags, f)
     }
 }

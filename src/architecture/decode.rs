@@ -89,12 +89,7 @@ impl<R: Fn(u64, &mut [u8]) -> bool> fmt::Display for Listing<R> {
             let Some(ccw) = self.ccw(address) else {
                 return writeln!(f, "{address:08x}: not in memory");
             };
-            write!(
-                f,
-                "{address:08x}: {:02x} {:<8}",
-                ccw.command,
-                name(&ccw, format_1)
-            )?;
+            write!(f, "{address:08x}: {:02x} {:<8}", ccw.command, name(&ccw, format_1))?;
             if ccw.is_tic(format_1) {
                 writeln!(f, "to {:08x}", ccw.address)?;
                 // A backward transfer is a loop: what it leads to stands above already.
@@ -105,11 +100,7 @@ impl<R: Fn(u64, &mut [u8]) -> bool> fmt::Display for Listing<R> {
                 address = ccw.address;
                 continue;
             }
-            writeln!(
-                f,
-                "count {:5} data {:08x} {:?}",
-                ccw.count, ccw.address, ccw.flags
-            )?;
+            writeln!(f, "count {:5} data {:08x} {:?}", ccw.count, ccw.address, ccw.flags)?;
             if ccw.flags.contains(CcwFlags::INDIRECT) {
                 self.write_idaws(f, &ccw)?;
             }

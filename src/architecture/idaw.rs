@@ -82,10 +82,7 @@ mod tests {
 
     #[test]
     fn debug_shows_the_full_width() {
-        assert_eq!(
-            format!("{:?}", Idaw2(U64::new(0x1_0000_0000))),
-            "IDAW 0x0000000100000000"
-        );
+        assert_eq!(format!("{:?}", Idaw2(U64::new(0x1_0000_0000))), "IDAW 0x0000000100000000");
         assert_eq!(format!("{:?}", Idaw1(U32::new(0x1000))), "IDAW 0x00001000");
     }
 }

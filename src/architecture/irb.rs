@@ -59,12 +59,7 @@ const _: () = assert!(size_of::<Esw>() == 20);
 
 impl fmt::Debug for Esw {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "ESW lpum={:#04x} {:?}",
-            (self.logout.get() >> 16) as u8,
-            self.erw
-        )
+        write!(f, "ESW lpum={:#04x} {:?}", (self.logout.get() >> 16) as u8, self.erw)
     }
 }
 
@@ -147,19 +142,14 @@ mod tests {
 
     #[test]
     fn a_hostile_sense_count_stays_inside_the_ecw() {
-        let mut irb = IrbHead {
-            scsw: Scsw::new(ScswFlags::EXTENDED_CONTROL),
-            ..IrbHead::default()
-        };
+        let mut irb =
+            IrbHead { scsw: Scsw::new(ScswFlags::EXTENDED_CONTROL), ..IrbHead::default() };
         irb.esw.erw = Erw(U32::new(0x013f_0000));
         assert_eq!(irb.sense().len(), 32);
     }
 
     #[test]
     fn erw_has_qemus_bytes() {
-        assert_eq!(
-            Erw::concurrent_sense(32).as_bytes(),
-            [0x01, 0x20, 0x00, 0x00]
-        );
+        assert_eq!(Erw::concurrent_sense(32).as_bytes(), [0x01, 0x20, 0x00, 0x00]);
     }
 }

@@ -101,11 +101,7 @@ impl Orb {
     /// ```
     pub fn new(cpa: u32) -> Self {
         let flags = OrbFlags::FORMAT_1 | OrbFlags::PREFETCH | OrbFlags::FORMAT_2_IDAWS;
-        Orb {
-            intparm: U32::ZERO,
-            word1: U32::new(flags.bits() | 0x8000),
-            cpa: U32::new(cpa),
-        }
+        Orb { intparm: U32::ZERO, word1: U32::new(flags.bits() | 0x8000), cpa: U32::new(cpa) }
     }
 
     /// The same ORB with another interruption parameter.
@@ -123,8 +119,7 @@ impl Orb {
 
     /// The same ORB with another logical-path mask.
     pub fn with_lpm(mut self, lpm: u8) -> Self {
-        self.word1
-            .set(self.word1.get() & !0xff00 | u32::from(lpm) << 8);
+        self.word1.set(self.word1.get() & !0xff00 | u32::from(lpm) << 8);
         self
     }
 
@@ -236,9 +231,7 @@ mod tests {
         let orb = Orb::new(0x0001_2340).with_intparm(0xdead_beef);
         assert_eq!(
             orb.as_bytes(),
-            [
-                0xde, 0xad, 0xbe, 0xef, 0x00, 0xc2, 0x80, 0x00, 0x00, 0x01, 0x23, 0x40
-            ]
+            [0xde, 0xad, 0xbe, 0xef, 0x00, 0xc2, 0x80, 0x00, 0x00, 0x01, 0x23, 0x40]
         );
         assert_eq!(orb.idaw_format(), IdawFormat::Format2Blocks4K);
     }
@@ -247,29 +240,18 @@ mod tests {
     fn operand_exceptions_come_in_order() {
         let all_ones = Orb::read_from_bytes(&[0xff; 12]).unwrap();
         assert_eq!(all_ones.check(), Err(OrbError::TransportMode));
-        let reserved = Orb {
-            word1: U32::new(0x0080_8002),
-            ..Orb::new(8)
-        };
-        assert_eq!(
-            reserved.check(),
-            Err(OrbError::ReservedBits { word: 0x0080_8002 })
-        );
+        let reserved = Orb { word1: U32::new(0x0080_8002), ..Orb::new(8) };
+        assert_eq!(reserved.check(), Err(OrbError::ReservedBits { word: 0x0080_8002 }));
         let base = Orb::new(8);
         assert_eq!(
-            base.with_flags(OrbFlags::FORMAT_1 | OrbFlags::MIDAW)
-                .check(),
+            base.with_flags(OrbFlags::FORMAT_1 | OrbFlags::MIDAW).check(),
             Err(OrbError::Midaw)
         );
         assert_eq!(
-            base.with_flags(OrbFlags::FORMAT_1 | OrbFlags::EXTENSION)
-                .check(),
+            base.with_flags(OrbFlags::FORMAT_1 | OrbFlags::EXTENSION).check(),
             Err(OrbError::Extension)
         );
-        assert_eq!(
-            base.with_cpa(0x8000_0000).check(),
-            Err(OrbError::CpaBit0 { cpa: 0x8000_0000 })
-        );
+        assert_eq!(base.with_cpa(0x8000_0000).check(), Err(OrbError::CpaBit0 { cpa: 0x8000_0000 }));
     }
 
     #[test]

@@ -160,12 +160,7 @@ mod tests {
     #[test]
     fn path_masks_stand_where_linux_reads_them() {
         let schib = Schib {
-            pmcw: Pmcw {
-                pim: 0x80,
-                pam: 0x40,
-                pom: 0x20,
-                ..Pmcw::default()
-            },
+            pmcw: Pmcw { pim: 0x80, pam: 0x40, pom: 0x20, ..Pmcw::default() },
             ..Schib::default()
         };
         let bytes = schib.as_bytes();

@@ -137,10 +137,7 @@ const _: () = assert!(size_of::<Scsw>() == 12);
 impl Scsw {
     /// A status word with these flags and nothing else.
     pub fn new(flags: ScswFlags) -> Self {
-        Scsw {
-            word0: U32::new(flags.bits()),
-            ..Scsw::default()
-        }
+        Scsw { word0: U32::new(flags.bits()), ..Scsw::default() }
     }
 
     /// The same word with another CCW address.
@@ -164,15 +161,13 @@ impl Scsw {
 
     /// The same word with this subchannel key (0 to 15).
     pub fn with_key(mut self, key: u8) -> Self {
-        self.word0
-            .set(self.word0.get() & 0x0fff_ffff | u32::from(key) << 28);
+        self.word0.set(self.word0.get() & 0x0fff_ffff | u32::from(key) << 28);
         self
     }
 
     /// The same word with this deferred condition code (0 to 3).
     pub fn with_deferred_cc(mut self, cc: u8) -> Self {
-        self.word0
-            .set(self.word0.get() & !0x0300_0000 | u32::from(cc & 3) << 24);
+        self.word0.set(self.word0.get() & !0x0300_0000 | u32::from(cc & 3) << 24);
         self
     }
 
@@ -258,9 +253,7 @@ mod tests {
                 .with_deferred_cc(3);
         assert_eq!(
             scsw.as_bytes(),
-            [
-                0x03, 0x00, 0x40, 0x05, 0x00, 0x00, 0x10, 0x10, 0x0c, 0x40, 0x05, 0x00
-            ]
+            [0x03, 0x00, 0x40, 0x05, 0x00, 0x00, 0x10, 0x10, 0x0c, 0x40, 0x05, 0x00]
         );
         assert_eq!(scsw.deferred_cc(), 3);
         assert!(!scsw.is_clean_end());

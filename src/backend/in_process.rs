@@ -30,13 +30,7 @@ pub struct InProcess<D> {
 impl<D: Device> InProcess<D> {
     /// A device that sees `memory`.
     pub fn new(device: D, memory: Arc<DmaSpace>) -> Self {
-        InProcess {
-            device,
-            memory,
-            region: IoRegion::default(),
-            pending: false,
-            irq: None,
-        }
+        InProcess { device, memory, region: IoRegion::default(), pending: false, irq: None }
     }
 
     /// Sets the eventfd of the I/O interrupt, or takes it away (SET_IRQS on index 0).
@@ -59,9 +53,7 @@ impl<D: Device> InProcess<D> {
         let field = usize::try_from(offset)
             .ok()
             .and_then(|offset| {
-                region
-                    .as_mut_bytes()
-                    .get_mut(offset..offset.checked_add(bytes.len())?)
+                region.as_mut_bytes().get_mut(offset..offset.checked_add(bytes.len())?)
             })
             .ok_or(Errno::INVALID)?;
         field.copy_from_slice(bytes);
@@ -77,11 +69,7 @@ impl<D: Device> InProcess<D> {
     pub fn read_region(&self, offset: u64, bytes: &mut [u8]) -> Result<usize, Errno> {
         let field = usize::try_from(offset)
             .ok()
-            .and_then(|offset| {
-                self.region
-                    .as_bytes()
-                    .get(offset..offset.checked_add(bytes.len())?)
-            })
+            .and_then(|offset| self.region.as_bytes().get(offset..offset.checked_add(bytes.len())?))
             .ok_or(Errno::INVALID)?;
         bytes.copy_from_slice(field);
         Ok(bytes.len())
@@ -160,9 +148,7 @@ impl<D: Device> Backend for InProcess<D> {
 
     async fn interrupt(&mut self) -> Result<(), Errno> {
         // Without an eventfd, which is never set here, there is nothing that can fail.
-        self.run()
-            .await
-            .map_err(|error| Errno(error.raw_os_error().unwrap_or(libc::EIO)))
+        self.run().await.map_err(|error| Errno(error.raw_os_error().unwrap_or(libc::EIO)))
     }
 
     fn read(&mut self, region: &mut IoRegion) -> Result<(), Errno> {
@@ -196,17 +182,13 @@ mod tests {
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
         let map = Arc::new(GuestMap::new(Arc::new(memory)).unwrap());
         let mut dma = DmaSpace::default();
-        dma.map(Window::new(0, map.regions()[0].host(), map.clone()))
-            .unwrap();
+        dma.map(Window::new(0, map.regions()[0].host(), map.clone())).unwrap();
         map.write(0x100, &Ccw::new(command::SENSE_ID, 0x1000, 7).to_format_1());
         (map, InProcess::new(Null::default(), Arc::new(dma)))
     }
 
     fn block_on(future: impl Future) {
-        tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap()
-            .block_on(future);
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future);
     }
 
     fn ret_code(device: &InProcess<Null>) -> i32 {
@@ -243,25 +225,13 @@ mod tests {
         let (_map, mut device) = device();
         let orb = Orb::new(0x100);
         let transport = IoRegion::start(orb.with_flags(OrbFlags::TRANSPORT_MODE));
-        assert_eq!(
-            device.write_region(0, transport.as_bytes()),
-            Err(Errno::NOT_SUPPORTED)
-        );
+        assert_eq!(device.write_region(0, transport.as_bytes()), Err(Errno::NOT_SUPPORTED));
         assert_eq!(ret_code(&device), -libc::EOPNOTSUPP);
         for function in [ScswFlags::HALT_FUNCTION, ScswFlags::CLEAR_FUNCTION] {
-            let region = IoRegion {
-                scsw: Scsw::new(function),
-                ..IoRegion::start(orb)
-            };
-            assert_eq!(
-                device.write_region(0, region.as_bytes()),
-                Err(Errno::NOT_SUPPORTED)
-            );
+            let region = IoRegion { scsw: Scsw::new(function), ..IoRegion::start(orb) };
+            assert_eq!(device.write_region(0, region.as_bytes()), Err(Errno::NOT_SUPPORTED));
         }
-        let nothing = IoRegion {
-            scsw: Scsw::default(),
-            ..IoRegion::start(orb)
-        };
+        let nothing = IoRegion { scsw: Scsw::default(), ..IoRegion::start(orb) };
         assert_eq!(device.write_region(0, nothing.as_bytes()), Ok(124));
         assert!(!device.is_pending());
         let mut left = nothing;

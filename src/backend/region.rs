@@ -33,17 +33,12 @@ const _: () = assert!(size_of::<IoRegion>() == 124);
 impl IoRegion {
     /// A region that asks for the start of `orb`.
     pub fn start(orb: Orb) -> Self {
-        IoRegion {
-            orb,
-            scsw: Scsw::new(ScswFlags::START_FUNCTION),
-            ..IoRegion::default()
-        }
+        IoRegion { orb, scsw: Scsw::new(ScswFlags::START_FUNCTION), ..IoRegion::default() }
     }
 
     /// Sets `ret_code` as the driver does, and returns it as the result of the write.
     pub(super) fn answer(&mut self, result: Result<(), Errno>) -> Result<(), Errno> {
-        self.ret_code
-            .set(result.map_or_else(|errno| -errno.0, |()| 0));
+        self.ret_code.set(result.map_or_else(|errno| -errno.0, |()| 0));
         result
     }
 }

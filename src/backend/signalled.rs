@@ -40,10 +40,7 @@ impl<D: Device + 'static> Signalled<D> {
     pub(crate) fn new(mut device: InProcess<D>) -> io::Result<Self> {
         let irq = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         device.set_irq(Some(irq.try_clone()?));
-        let link = Rc::new(Link {
-            device: RefCell::new(Some(device)),
-            started: Notify::new(),
-        });
+        let link = Rc::new(Link { device: RefCell::new(Some(device)), started: Notify::new() });
         let watched = crate::watch::eventfd(irq)?;
         tokio::task::spawn_local(run(Rc::downgrade(&link)));
         Ok(Signalled { link, irq: watched })
@@ -53,10 +50,7 @@ impl<D: Device + 'static> Signalled<D> {
 /// The device's own task; it ends when nobody can start programs any more.
 async fn run<D: Device>(link: std::rc::Weak<Link<D>>) {
     while let Some(live) = link.upgrade() {
-        let device = live
-            .device
-            .borrow_mut()
-            .take_if(|device| device.is_pending());
+        let device = live.device.borrow_mut().take_if(|device| device.is_pending());
         let Some(mut device) = device else {
             // Waits with the link held: `Signalled::drop` wakes it.
             live.started.notified().await;
@@ -81,11 +75,7 @@ impl<D> Drop for Signalled<D> {
 
 impl<D: Device> Backend for Signalled<D> {
     fn class(&self) -> DeviceClass {
-        self.link
-            .device
-            .borrow()
-            .as_ref()
-            .map_or(DeviceClass::Other, InProcess::device_class)
+        self.link.device.borrow().as_ref().map_or(DeviceClass::Other, InProcess::device_class)
     }
 
     fn start(&mut self, region: &mut IoRegion) -> Result<(), Errno> {
@@ -112,10 +102,6 @@ impl<D: Device> Backend for Signalled<D> {
     }
 
     fn take_moved(&mut self) -> (u64, u64) {
-        self.link
-            .device
-            .borrow_mut()
-            .as_mut()
-            .map_or((0, 0), InProcess::moved)
+        self.link.device.borrow_mut().as_mut().map_or((0, 0), InProcess::moved)
     }
 }

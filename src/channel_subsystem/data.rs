@@ -128,10 +128,8 @@ impl<'a> Data<'a> {
             return None;
         };
         let taken = range.len() as u32;
-        self.block = Block {
-            iova: self.block.iova + u64::from(taken),
-            left: self.block.left - taken,
-        };
+        self.block =
+            Block { iova: self.block.iova + u64::from(taken), left: self.block.left - taken };
         self.left -= taken;
         Some(Extent::Memory(range))
     }
@@ -231,13 +229,9 @@ impl<'a> Data<'a> {
     /// A direct area is one block; it may not pass the end of 24- or 31-bit addresses.
     fn direct_block(&self) -> Option<Block> {
         let iova = u64::from(self.ccw.address) + u64::from(self.ccw.count) - u64::from(self.left);
-        let left = self.left.min(
-            self.channel
-                .address_limit()
-                .checked_sub(iova)?
-                .try_into()
-                .unwrap_or(u32::MAX),
-        );
+        let left = self
+            .left
+            .min(self.channel.address_limit().checked_sub(iova)?.try_into().unwrap_or(u32::MAX));
         (left > 0).then_some(Block { iova, left })
     }
 
@@ -256,9 +250,6 @@ impl<'a> Data<'a> {
         if self.next_block > 0 && offset != 0 {
             return None;
         }
-        Some(Block {
-            iova,
-            left: format.block() - offset,
-        })
+        Some(Block { iova, left: format.block() - offset })
     }
 }

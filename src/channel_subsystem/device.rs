@@ -44,27 +44,18 @@ pub struct Ending {
 impl Ending {
     /// Channel end and device end after a transfer.
     pub fn done() -> Self {
-        Ending {
-            status: DeviceStatus::CHANNEL_END | DeviceStatus::DEVICE_END,
-            immediate: false,
-        }
+        Ending { status: DeviceStatus::CHANNEL_END | DeviceStatus::DEVICE_END, immediate: false }
     }
 
     /// Channel end and device end at once.
     pub fn immediate() -> Self {
-        Ending {
-            immediate: true,
-            ..Ending::done()
-        }
+        Ending { immediate: true, ..Ending::done() }
     }
 
     /// The same ending with unit check; sense data is there to be taken.
     pub fn unit_check() -> Self {
         let done = Ending::done();
-        Ending {
-            status: done.status | DeviceStatus::UNIT_CHECK,
-            ..done
-        }
+        Ending { status: done.status | DeviceStatus::UNIT_CHECK, ..done }
     }
 }
 
@@ -87,10 +78,7 @@ impl Sense {
 
     /// No sense: `len` zeros, at most 32.
     pub fn none(len: u8) -> Self {
-        Sense {
-            bytes: [0; 32],
-            len: len.min(32),
-        }
+        Sense { bytes: [0; 32], len: len.min(32) }
     }
 
     /// `len` bytes (at most 32), of which the first two are given.

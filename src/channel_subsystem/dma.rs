@@ -43,11 +43,7 @@ pub struct Window {
 impl Window {
     /// A window at `iova` over `host`, which `mapping` keeps mapped.
     pub fn new(iova: u64, host: HostRange, mapping: Arc<dyn Any + Send + Sync>) -> Self {
-        Window {
-            iova,
-            host,
-            _mapping: mapping,
-        }
+        Window { iova, host, _mapping: mapping }
     }
 }
 
@@ -69,11 +65,7 @@ impl DmaSpace {
         let mut space = DmaSpace::default();
         space.map(Window::new(arena.iova(), arena.host(), arena.mapping()))?;
         for region in map.regions() {
-            space.map(Window::new(
-                GUEST_IOVA + region.start(),
-                region.host(),
-                map.clone(),
-            ))?;
+            space.map(Window::new(GUEST_IOVA + region.start(), region.host(), map.clone()))?;
         }
         Ok(space)
     }
@@ -85,10 +77,8 @@ impl DmaSpace {
     /// It overlaps another, is empty, or wraps around.
     pub fn map(&mut self, window: Window) -> Result<(), WindowError> {
         let (iova, len) = (window.iova, window.host.len() as u64);
-        let Some(last) = iova
-            .checked_add(len)
-            .and_then(|end| end.checked_sub(1))
-            .filter(|last| *last >= iova)
+        let Some(last) =
+            iova.checked_add(len).and_then(|end| end.checked_sub(1)).filter(|last| *last >= iova)
         else {
             return Err(WindowError::Wraps { iova, len });
         };
@@ -97,18 +87,10 @@ impl DmaSpace {
         if let Some(before) =
             before.filter(|before| before.iova + (before.host.len() as u64 - 1) >= iova)
         {
-            return Err(WindowError::Overlap {
-                iova,
-                len,
-                other: before.iova,
-            });
+            return Err(WindowError::Overlap { iova, len, other: before.iova });
         }
         if let Some(after) = self.windows.get(at).filter(|after| after.iova <= last) {
-            return Err(WindowError::Overlap {
-                iova,
-                len,
-                other: after.iova,
-            });
+            return Err(WindowError::Overlap { iova, len, other: after.iova });
         }
         self.windows.insert(at, window);
         Ok(())
@@ -118,9 +100,7 @@ impl DmaSpace {
     #[inline]
     pub fn bytes_from(&self, iova: u64, most: usize) -> Option<HostRange> {
         let (window, offset) = self.find(iova)?;
-        window
-            .host
-            .part(offset, most.min(window.host.len() - offset))
+        window.host.part(offset, most.min(window.host.len() - offset))
     }
 
     /// Loads a doubleword in one access; `None` where it is not mapped or not aligned.
@@ -164,26 +144,13 @@ mod tests {
         let (map, arena) = (map(), Arena::new(0, 64).unwrap());
         let space = DmaSpace::in_process(&map, &arena).unwrap();
         map.write(0x1000, &[1, 2, 3, 4, 5, 6, 7, 8]);
-        assert_eq!(
-            space.load_doubleword(GUEST_IOVA + 0x1000),
-            Some([1, 2, 3, 4, 5, 6, 7, 8])
-        );
+        assert_eq!(space.load_doubleword(GUEST_IOVA + 0x1000), Some([1, 2, 3, 4, 5, 6, 7, 8]));
         assert_eq!(space.load_word(GUEST_IOVA + 0x1004), Some([5, 6, 7, 8]));
-        assert_eq!(
-            space
-                .bytes_from(GUEST_IOVA + 0x1ff0, 64)
-                .map(|range| range.len()),
-            Some(16)
-        );
+        assert_eq!(space.bytes_from(GUEST_IOVA + 0x1ff0, 64).map(|range| range.len()), Some(16));
         assert!(space.bytes_from(arena.iova(), 8).is_some());
-        for nowhere in [
-            0,
-            0x1000,
-            GUEST_IOVA - 1,
-            GUEST_IOVA + 0x2000,
-            GUEST_IOVA + 0x5000,
-            u64::MAX,
-        ] {
+        for nowhere in
+            [0, 0x1000, GUEST_IOVA - 1, GUEST_IOVA + 0x2000, GUEST_IOVA + 0x5000, u64::MAX]
+        {
             assert!(space.bytes_from(nowhere, 1).is_none(), "{nowhere:#x}");
         }
     }

@@ -70,12 +70,8 @@ struct Located {
 }
 
 impl Fba {
-    const IDENTITY: SenseId = SenseId {
-        cu_type: 0x6310,
-        cu_model: 0x80,
-        dev_type: 0x9336,
-        dev_model: 0x10,
-    };
+    const IDENTITY: SenseId =
+        SenseId { cu_type: 0x6310, cu_model: 0x80, dev_type: 0x9336, dev_model: 0x10 };
 
     /// A disk over the volume that `io` reaches.
     pub(crate) fn new(io: FileIo, blocks: u32, read_only: bool) -> Self {
@@ -167,11 +163,7 @@ impl Fba {
             return self.reject();
         }
         let offset = (u64::from(extent.at) + u64::from(block - extent.first)) * BLOCK;
-        self.located = Some(Located {
-            direction,
-            offset,
-            blocks,
-        });
+        self.located = Some(Located { direction, offset, blocks });
         Ending::done()
     }
 
@@ -197,11 +189,7 @@ impl Fba {
 
     /// Moves the located blocks, or as many as the area has room for; returns the offset behind.
     async fn move_blocks(&mut self, located: Located, data: &mut Data<'_>) -> io::Result<u64> {
-        let Located {
-            direction,
-            mut offset,
-            blocks,
-        } = located;
+        let Located { direction, mut offset, blocks } = located;
         let end = offset + u64::from(blocks) * BLOCK;
         let write = direction == Direction::Write;
         loop {
@@ -231,11 +219,7 @@ impl Fba {
                 return Ok(offset);
             }
             let ragged = (offset + moved) % BLOCK;
-            let padding = if write && ended && ragged != 0 {
-                BLOCK - ragged
-            } else {
-                0
-            };
+            let padding = if write && ended && ragged != 0 { BLOCK - ragged } else { 0 };
             if padding > 0 {
                 // The disk writes whole blocks: a short last one is filled with zeros.
                 spans.push_zeros(padding as usize);
@@ -280,11 +264,8 @@ impl Device for Fba {
             command::DEFINE_EXTENT => self.define_extent(data),
             command::FBA_LOCATE => self.locate(data),
             command::FBA_READ | command::FBA_WRITE => {
-                let direction = if code == command::FBA_READ {
-                    Direction::Read
-                } else {
-                    Direction::Write
-                };
+                let direction =
+                    if code == command::FBA_READ { Direction::Read } else { Direction::Write };
                 match located.filter(|located| located.direction == direction) {
                     Some(located) => self.transfer(located, data).await,
                     None => self.reject(),

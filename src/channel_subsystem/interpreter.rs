@@ -88,9 +88,7 @@ impl Channel<'_> {
     pub(super) fn fetch_data_chained(&mut self) -> Option<Ccw> {
         let mut ccw = self.fetch()?;
         if ccw.is_tic(self.format_1) {
-            ccw = self
-                .transfer(&ccw)
-                .filter(|next| !next.is_tic(self.format_1))?;
+            ccw = self.transfer(&ccw).filter(|next| !next.is_tic(self.format_1))?;
         }
         if !self.is_sound(&ccw) || ccw.count == 0 {
             return None;
@@ -172,13 +170,7 @@ pub async fn execute<D: Device>(orb: &Orb, dma: &DmaSpace, device: &mut D) -> Ir
         return irb;
     }
     // 2^32 commands: no program that TRANSFER_LIMIT lets run gets here.
-    end(
-        &channel,
-        orb,
-        DeviceStatus::empty(),
-        SubchannelStatus::PROGRAM_CHECK,
-        0,
-    )
+    end(&channel, orb, DeviceStatus::empty(), SubchannelStatus::PROGRAM_CHECK, 0)
 }
 
 /// Whether the next command of the chain follows: CC without CD, and the device said channel end
@@ -234,33 +226,21 @@ fn end(
         device != clean || !(subchannel - SubchannelStatus::PROGRAM_CONTROLLED).is_empty(),
     );
     flags.set(ScswFlags::FORMAT_1, orb.is_format_1());
-    flags.set(
-        ScswFlags::PREFETCH,
-        orb.flags().contains(OrbFlags::PREFETCH),
-    );
+    flags.set(ScswFlags::PREFETCH, orb.flags().contains(OrbFlags::PREFETCH));
     let scsw = Scsw::new(flags)
         .with_key(orb.key())
         .with_cpa(channel.next)
         .with_status(device, subchannel, count);
     // Last-path-used mask: the one path there is.
-    let esw = Esw {
-        logout: U32::new(0x0080_0000),
-        ..Esw::default()
-    };
-    IrbHead {
-        scsw,
-        esw,
-        ecw: [0; 32],
-    }
+    let esw = Esw { logout: U32::new(0x0080_0000), ..Esw::default() };
+    IrbHead { scsw, esw, ecw: [0; 32] }
 }
 
 /// Concurrent sense: the sense data goes into the ECW with the unit check.
 fn present_sense(irb: &mut IrbHead, sense: &[u8]) {
     irb.ecw[..sense.len()].copy_from_slice(sense);
     irb.esw.erw = Erw::concurrent_sense(sense.len() as u8);
-    irb.scsw = irb
-        .scsw
-        .with_flags(ScswFlags::EXTENDED_CONTROL | ScswFlags::ESW_FORMAT);
+    irb.scsw = irb.scsw.with_flags(ScswFlags::EXTENDED_CONTROL | ScswFlags::ESW_FORMAT);
 }
 
 #[cfg(test)]
@@ -334,48 +314,26 @@ mod tests {
             let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
             let map = Arc::new(GuestMap::new(Arc::new(memory)).unwrap());
             let mut dma = DmaSpace::default();
-            dma.map(Window::new(0, map.regions()[0].host(), map.clone()))
-                .unwrap();
-            Bench {
-                map,
-                dma,
-                probe: Probe {
-                    size,
-                    ..Probe::default()
-                },
-            }
+            dma.map(Window::new(0, map.regions()[0].host(), map.clone())).unwrap();
+            Bench { map, dma, probe: Probe { size, ..Probe::default() } }
         }
 
         fn run(&mut self, orb: Orb, program: &[Ccw]) -> Scsw {
             for (index, ccw) in program.iter().enumerate() {
-                let bytes = if orb.is_format_1() {
-                    ccw.to_format_1()
-                } else {
-                    ccw.to_format_0()
-                };
-                assert!(
-                    self.map
-                        .write(u64::from(orb.cpa()) + index as u64 * 8, &bytes)
-                );
+                let bytes = if orb.is_format_1() { ccw.to_format_1() } else { ccw.to_format_0() };
+                assert!(self.map.write(u64::from(orb.cpa()) + index as u64 * 8, &bytes));
             }
             self.irb(orb).scsw
         }
 
         fn irb(&mut self, orb: Orb) -> IrbHead {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .build()
-                .unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             runtime.block_on(execute(&orb, &self.dma, &mut self.probe))
         }
     }
 
     fn summary(scsw: Scsw) -> (DeviceStatus, SubchannelStatus, u16, u32) {
-        (
-            scsw.device_status(),
-            scsw.subchannel_status(),
-            scsw.count(),
-            scsw.cpa(),
-        )
+        (scsw.device_status(), scsw.subchannel_status(), scsw.count(), scsw.cpa())
     }
 
     const CLEAN: DeviceStatus = DeviceStatus::CHANNEL_END.union(DeviceStatus::DEVICE_END);
@@ -412,17 +370,10 @@ mod tests {
         ];
         for (flags, count, size, status, residual, commands) in rows {
             let mut bench = Bench::new(size);
-            let program = [
-                Ccw::new(0x02, 0x1000, count).with(flags),
-                Ccw::new(0x02, 0x2000, 16),
-            ];
+            let program = [Ccw::new(0x02, 0x1000, count).with(flags), Ccw::new(0x02, 0x2000, 16)];
             let scsw = bench.run(Orb::new(0x100), &program);
             let case = format!("{flags:?} count {count} device {size}: {scsw:?}");
-            assert_eq!(
-                (scsw.subchannel_status(), scsw.count()),
-                (status, residual),
-                "{case}"
-            );
+            assert_eq!((scsw.subchannel_status(), scsw.count()), (status, residual), "{case}");
             assert_eq!(bench.probe.seen.len(), commands, "{case}");
         }
     }
@@ -432,11 +383,7 @@ mod tests {
         let nop = [Ccw::new(command::NOP, 0, 0x500)];
         let format_0 = OrbFlags::FORMAT_2_IDAWS;
         let format_1 = format_0 | OrbFlags::FORMAT_1;
-        let rows = [
-            (format_0, NONE),
-            (format_1, IL),
-            (format_1 | OrbFlags::SUPPRESS_LENGTH, NONE),
-        ];
+        let rows = [(format_0, NONE), (format_1, IL), (format_1 | OrbFlags::SUPPRESS_LENGTH, NONE)];
         for (flags, status) in rows {
             let scsw = Bench::new(0).run(Orb::new(0x500).with_flags(flags), &nop);
             assert_eq!(summary(scsw), (CLEAN, status, 0x500, 0x508), "{flags:?}");
@@ -463,20 +410,11 @@ mod tests {
     fn skipped_bytes_are_not_stored() {
         let mut bench = Bench::new(8);
         bench.map.write(0x1000, &[0xee; 16]);
-        let program = [
-            Ccw::new(0x02, 0x1000, 4).with(CD | CcwFlags::SKIP),
-            Ccw::new(0, 0x1008, 4),
-        ];
-        assert_eq!(
-            summary(bench.run(Orb::new(0x100), &program)),
-            (CLEAN, NONE, 0, 0x110)
-        );
+        let program = [Ccw::new(0x02, 0x1000, 4).with(CD | CcwFlags::SKIP), Ccw::new(0, 0x1008, 4)];
+        assert_eq!(summary(bench.run(Orb::new(0x100), &program)), (CLEAN, NONE, 0, 0x110));
         let mut stored = [0; 12];
         bench.map.read(0x1000, &mut stored);
-        assert_eq!(
-            stored,
-            [0xee, 0xee, 0xee, 0xee, 0xee, 0xee, 0xee, 0xee, 5, 6, 7, 8]
-        );
+        assert_eq!(stored, [0xee, 0xee, 0xee, 0xee, 0xee, 0xee, 0xee, 0xee, 5, 6, 7, 8]);
     }
 
     #[test]
@@ -488,28 +426,12 @@ mod tests {
             (&[Ccw::new(command::TIC, 0x100, 0)], 0, 0x108),
             (&[nop, Ccw::new(command::TIC, 0x10c, 0)], 0, 0x110),
             (&[nop, Ccw::new(command::TIC, 0x200, 3)], 3, 0x110),
-            (
-                &[
-                    nop,
-                    Ccw::new(command::TIC, 0x110, 0),
-                    Ccw::new(command::TIC, 0x100, 0),
-                ],
-                0,
-                0x118,
-            ),
-            (
-                &[Ccw::new(0x02, 0x1000, 4).with(CcwFlags::MODIFIED_INDIRECT)],
-                4,
-                0x108,
-            ),
+            (&[nop, Ccw::new(command::TIC, 0x110, 0), Ccw::new(command::TIC, 0x100, 0)], 0, 0x118),
+            (&[Ccw::new(0x02, 0x1000, 4).with(CcwFlags::MODIFIED_INDIRECT)], 4, 0x108),
         ];
         for (program, residual, cpa) in rows {
             let scsw = Bench::new(4).run(Orb::new(0x100), program);
-            assert_eq!(
-                summary(scsw),
-                (DeviceStatus::empty(), PGM, residual, cpa),
-                "{program:?}"
-            );
+            assert_eq!(summary(scsw), (DeviceStatus::empty(), PGM, residual, cpa), "{program:?}");
             assert!(scsw.flags().contains(ScswFlags::ALERT));
         }
         for cpa in [0x104, 0x7fff_fff8] {
@@ -525,15 +447,9 @@ mod tests {
         assert_eq!(summary(scsw), (CLEAN, PGM, 48, 0x108));
         let indirect = [Ccw::new(0x02, 0x200, 64).with(CcwFlags::INDIRECT)];
         bench.map.write(0x200, &0x9999_0000u64.to_be_bytes());
-        assert_eq!(
-            summary(bench.run(Orb::new(0x100), &indirect)),
-            (CLEAN, PGM, 64, 0x108)
-        );
+        assert_eq!(summary(bench.run(Orb::new(0x100), &indirect)), (CLEAN, PGM, 64, 0x108));
         let odd_list = [Ccw::new(0x02, 0x204, 64).with(CcwFlags::INDIRECT)];
-        assert_eq!(
-            bench.run(Orb::new(0x100), &odd_list).subchannel_status(),
-            PGM
-        );
+        assert_eq!(bench.run(Orb::new(0x100), &odd_list).subchannel_status(), PGM);
     }
 
     #[test]
@@ -542,19 +458,13 @@ mod tests {
         let mut bench = Bench::new(100);
         bench.map.write(0x200, &0x1fd0u64.to_be_bytes());
         bench.map.write(0x208, &0x5000u64.to_be_bytes());
-        assert_eq!(
-            summary(bench.run(Orb::new(0x100), &indirect(100))),
-            (CLEAN, NONE, 0, 0x108)
-        );
+        assert_eq!(summary(bench.run(Orb::new(0x100), &indirect(100))), (CLEAN, NONE, 0, 0x108));
         let mut byte = [0];
         bench.map.read(0x5000, &mut byte);
         assert_eq!(byte, [49], "0x30 bytes fitted into the first block");
         bench.map.write(0x200, &[0, 0, 0x17, 0xf0, 0, 0, 0x48, 0]);
         let orb = Orb::new(0x100).with_flags(OrbFlags::FORMAT_1);
-        assert_eq!(
-            summary(bench.run(orb, &indirect(100))),
-            (CLEAN, NONE, 0, 0x108)
-        );
+        assert_eq!(summary(bench.run(orb, &indirect(100))), (CLEAN, NONE, 0, 0x108));
         bench.map.read(0x4800, &mut byte);
         assert_eq!(byte, [17]);
         bench.map.write(0x204, &[0x80, 0, 0x48, 0]);
@@ -574,10 +484,7 @@ mod tests {
             Ccw::new(command::TIC, 0x100, 0),
             Ccw::new(0x06, 0x2000, 4),
         ];
-        assert_eq!(
-            summary(bench.run(Orb::new(0x100), &program)),
-            (CLEAN, NONE, 0, 0x118)
-        );
+        assert_eq!(summary(bench.run(Orb::new(0x100), &program)), (CLEAN, NONE, 0, 0x118));
         assert_eq!(bench.probe.seen, [0x31, 0x06]);
     }
 
@@ -586,27 +493,18 @@ mod tests {
         let mut bench = Bench::new(4);
         bench.run(
             Orb::new(0x100),
-            &[
-                Ccw::new(0xff, 0, 1).with(CC | SLI),
-                Ccw::new(0x02, 0x1000, 4),
-            ],
+            &[Ccw::new(0xff, 0, 1).with(CC | SLI), Ccw::new(0x02, 0x1000, 4)],
         );
         let irb = bench.irb(Orb::new(0x100));
         assert_eq!(irb.scsw.device_status(), CLEAN | DeviceStatus::UNIT_CHECK);
-        assert_eq!(
-            (irb.sense().len(), irb.sense()[0]),
-            (24, Sense::COMMAND_REJECT)
-        );
+        assert_eq!((irb.sense().len(), irb.sense()[0]), (24, Sense::COMMAND_REJECT));
         assert_eq!(bench.probe.seen, [0xff]);
     }
 
     #[test]
     fn an_endless_loop_ends() {
         let mut bench = Bench::new(0);
-        let program = [
-            Ccw::new(command::NOP, 0, 0).with(CC),
-            Ccw::new(command::TIC, 0x100, 0),
-        ];
+        let program = [Ccw::new(command::NOP, 0, 0).with(CC), Ccw::new(command::TIC, 0x100, 0)];
         let scsw = bench.run(Orb::new(0x100), &program);
         assert_eq!(summary(scsw), (DeviceStatus::empty(), PGM, 0, 0x110));
         assert_eq!(bench.probe.seen.len(), TRANSFER_LIMIT as usize + 1);
@@ -616,10 +514,7 @@ mod tests {
     fn program_controlled_interruption_is_presented_with_the_end() {
         let pci = Ccw::new(command::NOP, 0, 0).with(CcwFlags::PROGRAM_CONTROLLED);
         let scsw = Bench::new(0).run(Orb::new(0x100), &[pci]);
-        assert_eq!(
-            scsw.subchannel_status(),
-            SubchannelStatus::PROGRAM_CONTROLLED
-        );
+        assert_eq!(scsw.subchannel_status(), SubchannelStatus::PROGRAM_CONTROLLED);
         assert!(scsw.is_clean_end());
     }
 
@@ -643,9 +538,6 @@ mod tests {
         assert!(data.is_at_end());
         data.go_back(mark);
         let (channel, used) = data.finish();
-        assert_eq!(
-            (used.residual, used.ccw, channel.next),
-            (4, program[0], 0x108)
-        );
+        assert_eq!((used.residual, used.ccw, channel.next), (4, program[0], 0x108));
     }
 }

@@ -20,19 +20,13 @@ const SENSE_BYTES: u8 = 24;
 
 impl Default for Null {
     fn default() -> Self {
-        Null {
-            sense: Sense::none(SENSE_BYTES),
-        }
+        Null { sense: Sense::none(SENSE_BYTES) }
     }
 }
 
 impl Null {
-    const IDENTITY: SenseId = SenseId {
-        cu_type: 0xf0f0,
-        cu_model: 1,
-        dev_type: 0xf0f0,
-        dev_model: 1,
-    };
+    const IDENTITY: SenseId =
+        SenseId { cu_type: 0xf0f0, cu_model: 1, dev_type: 0xf0f0, dev_model: 1 };
 }
 
 impl Device for Null {
@@ -87,14 +81,11 @@ mod tests {
 
     fn run(map: &Arc<GuestMap>, program: &[Ccw]) -> crate::architecture::IrbHead {
         let mut dma = DmaSpace::default();
-        dma.map(Window::new(0, map.regions()[0].host(), map.clone()))
-            .unwrap();
+        dma.map(Window::new(0, map.regions()[0].host(), map.clone())).unwrap();
         for (index, ccw) in program.iter().enumerate() {
             map.write(0x100 + index as u64 * 8, &ccw.to_format_1());
         }
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(execute(&Orb::new(0x100), &dma, &mut Null::default()))
     }
 
@@ -122,9 +113,6 @@ mod tests {
         assert!(irb.scsw.device_status().contains(DeviceStatus::UNIT_CHECK));
         assert_eq!(irb.sense()[0], 0x80);
         let irb = run(&map, &[Ccw::new(0x02, 0xfff8, 16)]);
-        assert_eq!(
-            irb.scsw.subchannel_status(),
-            SubchannelStatus::PROGRAM_CHECK
-        );
+        assert_eq!(irb.scsw.subchannel_status(), SubchannelStatus::PROGRAM_CHECK);
     }
 }

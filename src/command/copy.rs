@@ -78,9 +78,7 @@ impl CopyOut {
         refuse_same(&volume, &out, &self.out)?;
         out.set_len(volume.bytes()).map_err(failed)?;
         let bytes = volume.bytes();
-        let done = self
-            .how
-            .copy(&volume, Direction::Read, &out, &self.out, bytes)?;
+        let done = self.how.copy(&volume, Direction::Read, &out, &self.out, bytes)?;
         out.sync_data().map_err(failed)?;
         Ok(done)
     }
@@ -114,9 +112,7 @@ impl CopyIn {
             )
             .into());
         }
-        let done = self
-            .how
-            .copy(&volume, Direction::Write, &input, &self.input, bytes)?;
+        let done = self.how.copy(&volume, Direction::Write, &input, &self.input, bytes)?;
         volume.sync()?;
         Ok(done)
     }
@@ -194,8 +190,7 @@ impl Copy<'_> {
         }
         let mut last = Instant::now();
         while under_way.iter().any(Option::is_some) {
-            self.engine
-                .reap(&mut done, Some(Duration::from_millis(250)))?;
+            self.engine.reap(&mut done, Some(Duration::from_millis(250)))?;
             if done.is_empty() && last.elapsed() > STALL {
                 return Err(format!(
                     "no transfer has ended for {} s: giving up at {} of {} bytes",
@@ -254,9 +249,7 @@ impl Copy<'_> {
         if self.direction == Direction::Read {
             let mut data = vec![0; request.bytes as usize];
             self.engine.read_guest(request.buffer, &mut data)?;
-            self.file
-                .write_all_at(&data, request.offset)
-                .map_err(|error| self.named(&error))?;
+            self.file.write_all_at(&data, request.offset).map_err(|error| self.named(&error))?;
         }
         self.moved += u64::from(request.bytes);
         Ok(())
@@ -278,12 +271,7 @@ struct Progress {
 impl Progress {
     fn new(quiet: bool, bytes: u64) -> Self {
         let now = Instant::now();
-        Progress {
-            shown: !quiet && io::stderr().is_terminal(),
-            begin: now,
-            last: now,
-            bytes,
-        }
+        Progress { shown: !quiet && io::stderr().is_terminal(), begin: now, last: now, bytes }
     }
 
     fn show(&mut self, moved: u64) {
@@ -313,10 +301,7 @@ impl Progress {
                 Bytes(self.bytes)
             ));
         }
-        tell(format_args!(
-            "vfio-ccw: interrupted: {} is not complete",
-            path.display()
-        ));
+        tell(format_args!("vfio-ccw: interrupted: {} is not complete", path.display()));
         Ok(())
     }
 }

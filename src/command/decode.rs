@@ -58,36 +58,22 @@ where
 {
     match T::ref_from_bytes(bytes) {
         Ok(value) => Ok(format!("{value:?}")),
-        Err(_) => Err(format!(
-            "{} bytes were given: it has {}",
-            bytes.len(),
-            size_of::<T>()
-        )
-        .into()),
+        Err(_) => {
+            Err(format!("{} bytes were given: it has {}", bytes.len(), size_of::<T>()).into())
+        }
     }
 }
 
 fn parse_hex(text: &str) -> Result<Vec<u8>, Failure> {
-    let digits: Vec<char> = text
-        .replace("0x", "")
-        .chars()
-        .filter(|c| !c.is_whitespace() && *c != ':')
-        .collect();
+    let digits: Vec<char> =
+        text.replace("0x", "").chars().filter(|c| !c.is_whitespace() && *c != ':').collect();
     if digits.len() % 2 != 0 {
-        return Err(format!(
-            "{} hexadecimal digits were given: bytes have two each",
-            digits.len()
-        )
-        .into());
+        return Err(
+            format!("{} hexadecimal digits were given: bytes have two each", digits.len()).into()
+        );
     }
-    let digit = |c: char| {
-        c.to_digit(16)
-            .ok_or_else(|| format!("'{c}' is not a hexadecimal digit"))
-    };
-    digits
-        .chunks(2)
-        .map(|pair| Ok((digit(pair[0])? << 4 | digit(pair[1])?) as u8))
-        .collect()
+    let digit = |c: char| c.to_digit(16).ok_or_else(|| format!("'{c}' is not a hexadecimal digit"));
+    digits.chunks(2).map(|pair| Ok((digit(pair[0])? << 4 | digit(pair[1])?) as u8)).collect()
 }
 
 #[cfg(test)]
@@ -95,21 +81,13 @@ mod tests {
     use super::*;
 
     fn decode(what: What, hex: &str) -> Result<String, String> {
-        Decode {
-            what,
-            hex: vec![hex.to_owned()],
-        }
-        .text()
-        .map_err(|error| error.to_string())
+        Decode { what, hex: vec![hex.to_owned()] }.text().map_err(|error| error.to_string())
     }
 
     #[test]
     fn blocks_become_text_and_mistakes_are_named() {
         let ccw = decode(What::Ccw1, "42601000 0001:2000").unwrap();
-        assert!(
-            ccw.contains("CCW 42 count=4096 address=0x00012000"),
-            "{ccw}"
-        );
+        assert!(ccw.contains("CCW 42 count=4096 address=0x00012000"), "{ccw}");
         assert!(
             decode(What::Scsw, "0x000040070000 01080c000000")
                 .unwrap()
@@ -119,15 +97,8 @@ mod tests {
             decode(What::Irb, &"00".repeat(64)).is_ok()
                 && decode(What::Irb, &"00".repeat(96)).is_ok()
         );
-        assert_eq!(
-            decode(What::Crw, "0000").unwrap_err(),
-            "2 bytes were given: it has 4"
-        );
+        assert_eq!(decode(What::Crw, "0000").unwrap_err(), "2 bytes were given: it has 4");
         assert!(decode(What::Crw, "0g00").unwrap_err().contains("'g'"));
-        assert!(
-            decode(What::Crw, "123")
-                .unwrap_err()
-                .contains("3 hexadecimal digits")
-        );
+        assert!(decode(What::Crw, "123").unwrap_err().contains("3 hexadecimal digits"));
     }
 }

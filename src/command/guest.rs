@@ -16,11 +16,7 @@ pub(super) fn memory(bytes: u64) -> Result<Arc<GuestMemoryMmap>, Failure> {
     let memfd = rustix::fs::memfd_create("vfio-ccw-guest", rustix::fs::MemfdFlags::CLOEXEC);
     let file = File::from(memfd.map_err(|error| failed(&error))?);
     file.set_len(bytes).map_err(|error| failed(&error))?;
-    let range = (
-        GuestAddress(0),
-        bytes as usize,
-        Some(FileOffset::new(file, 0)),
-    );
+    let range = (GuestAddress(0), bytes as usize, Some(FileOffset::new(file, 0)));
     let memory =
         GuestMemoryMmap::from_ranges_with_files([range]).map_err(|error| failed(&error))?;
     Ok(Arc::new(memory))

@@ -56,9 +56,7 @@ fn interrupts(word: &str) -> Result<Interrupts, String> {
     match word {
         "direct" => Ok(Interrupts::Direct),
         "eventfd" => Ok(Interrupts::EventFd),
-        other => Err(format!(
-            "'{other}' is not a way to interrupt: use direct or eventfd"
-        )),
+        other => Err(format!("'{other}' is not a way to interrupt: use direct or eventfd")),
     }
 }
 
@@ -115,24 +113,13 @@ mod tests {
         assert!(matches!(access("zipf:0.99"), Ok(Access::Zipf(theta)) if theta == 0.99));
         assert!(matches!(
             access("hot:90/10"),
-            Ok(Access::WorkingSet {
-                percent_hot_accesses: 90,
-                ..
-            })
+            Ok(Access::WorkingSet { percent_hot_accesses: 90, .. })
         ));
         for wrong in ["zip", "zipf", "zipf:x", "hot:90", "uniform:1"] {
-            assert!(
-                access(wrong).unwrap_err().contains("use uniform"),
-                "{wrong}"
-            );
+            assert!(access(wrong).unwrap_err().contains("use uniform"), "{wrong}");
         }
         assert_eq!("off".parse(), Ok(MetricsAddress::Off));
-        assert!(
-            "9464"
-                .parse::<MetricsAddress>()
-                .unwrap_err()
-                .contains("IP:PORT")
-        );
+        assert!("9464".parse::<MetricsAddress>().unwrap_err().contains("IP:PORT"));
         assert!(interrupts("irq").is_err());
         assert_eq!(bytes("64MiB"), Ok(64 << 20));
     }

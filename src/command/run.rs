@@ -171,10 +171,7 @@ impl Job {
             .tempfile_in(&folder)
             .map_err(failed)?;
         scratch.as_file().set_len(self.size).map_err(failed)?;
-        Ok((
-            Arc::new(Volume::open(scratch.path(), false)?),
-            Some(scratch),
-        ))
+        Ok((Arc::new(Volume::open(scratch.path(), false)?), Some(scratch)))
     }
 
     /// Each slot's part of the buffers: room for a transfer of either phase at least.
@@ -244,19 +241,12 @@ impl Job {
             service.driver(),
         ));
         if let Some(endpoint) = endpoint {
-            tell(format_args!(
-                "metrics: http://{}/metrics",
-                endpoint.local_addr()
-            ));
+            tell(format_args!("metrics: http://{}/metrics", endpoint.local_addr()));
         }
     }
 
     fn progress(&self) -> Box<dyn Progress> {
-        if self.quiet {
-            Box::new(Quiet)
-        } else {
-            Box::new(LiveLine::stderr())
-        }
+        if self.quiet { Box::new(Quiet) } else { Box::new(LiveLine::stderr()) }
     }
 
     /// Writes and reads back the whole volume.
@@ -269,10 +259,7 @@ impl Job {
         seed: u64,
         stop: &AtomicBool,
     ) -> Result<bool, Failure> {
-        let pass = WholeVolume {
-            buffers,
-            ..WholeVolume::new(volume.bytes(), block, seed)
-        };
+        let pass = WholeVolume { buffers, ..WholeVolume::new(volume.bytes(), block, seed) };
         let report = verify::write_and_read_back(engine, &pass, &mut *self.progress(), stop)
             .map_err(explain)?;
         let to_stdout = self.json.as_deref() == Some(Path::new("-"));
@@ -304,17 +291,9 @@ impl Job {
             seed: seed.wrapping_add(1),
             ..Workload::new(volume.bytes(), self.block as u32)
         };
-        let seconds = if stop.load(Ordering::Relaxed) {
-            1e-3
-        } else {
-            self.seconds
-        };
+        let seconds = if stop.load(Ordering::Relaxed) { 1e-3 } else { self.seconds };
         let limit = Limit::duration(Duration::from_secs_f64(seconds));
-        let job = ClosedLoop {
-            limit,
-            verify: writes,
-            ..ClosedLoop::new(workload)
-        };
+        let job = ClosedLoop { limit, verify: writes, ..ClosedLoop::new(workload) };
         closed_loop::run(engine, &job, &mut *self.progress(), stop).map_err(explain)
     }
 
@@ -362,9 +341,7 @@ fn complete(report: &mut JobReport, service: &Service, totals: &Totals) {
     if gets > 0 {
         report.cache_hit_rate = Some(totals.counter(CounterKind::PinHits) as f64 / gets as f64);
     }
-    let service_rows = Stage::ALL
-        .iter()
-        .map(|stage| row(stage.name(), &totals.stage(*stage)));
+    let service_rows = Stage::ALL.iter().map(|stage| row(stage.name(), &totals.stage(*stage)));
     let loop_rows = std::mem::take(&mut report.stages);
     report.stages = service_rows.chain(loop_rows).collect();
 }
@@ -382,7 +359,5 @@ fn row(name: &str, stage: &Snapshot) -> StageRow {
 }
 
 fn clock_seed() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(1, |since| since.as_nanos() as u64)
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_nanos() as u64)
 }

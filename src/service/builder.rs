@@ -210,9 +210,9 @@ impl ServiceBuilder {
         }
         let workers = match driver {
             Driver::IoUring => None,
-            Driver::Epoll => Some(Arc::new(
-                Workers::start(FILE_THREADS).map_err(ServiceError::Workers)?,
-            )),
+            Driver::Epoll => {
+                Some(Arc::new(Workers::start(FILE_THREADS).map_err(ServiceError::Workers)?))
+            }
         };
         let plan = Plan {
             map: map.clone(),
@@ -273,11 +273,7 @@ impl ServiceBuilder {
         }
         let fallback = room / 4 * 3;
         if self.budget.is_some() || self.mode == Mode::Pinned || fallback < FRAME {
-            return Err(ServiceError::Memlock {
-                budget: wanted,
-                limit,
-                locked: memlock.locked,
-            });
+            return Err(ServiceError::Memlock { budget: wanted, limit, locked: memlock.locked });
         }
         tracing::warn!(
             "RLIMIT_MEMLOCK is {limit} bytes: the pin budget is {fallback} instead of {wanted}; \
@@ -291,37 +287,22 @@ fn in_range(what: &'static str, value: usize, most: usize) -> Result<(), Service
     if (1..=most).contains(&value) {
         return Ok(());
     }
-    Err(ServiceError::OutOfRange {
-        what,
-        value,
-        least: 1,
-        most,
-    })
+    Err(ServiceError::OutOfRange { what, value, least: 1, most })
 }
 
 /// What the pool knows, as gauges. They hold it weakly: a registry may outlive its service.
 fn register_gauges(registry: &Registry, pool: &Arc<Pool>) -> Result<(), ServiceError> {
     let gauge = |name: &str, help: &str, value: fn(&Pool) -> u64| {
         let pool: Weak<Pool> = Arc::downgrade(pool);
-        registry.gauge(name, help, move || {
-            pool.upgrade().map_or(0.0, |pool| value(&pool) as f64)
-        })
+        registry.gauge(name, help, move || pool.upgrade().map_or(0.0, |pool| value(&pool) as f64))
     };
-    gauge(
-        "vfio_ccw_pinned_bytes",
-        "Guest memory pinned now.",
-        Pool::pinned_bytes,
-    )?;
+    gauge("vfio_ccw_pinned_bytes", "Guest memory pinned now.", Pool::pinned_bytes)?;
     gauge(
         "vfio_ccw_pinned_peak_bytes",
         "Most guest memory that was pinned at one time.",
         Pool::peak_bytes,
     )?;
-    gauge(
-        "vfio_ccw_pin_budget_bytes",
-        "Guest memory that may be pinned.",
-        Pool::budget_bytes,
-    )?;
+    gauge("vfio_ccw_pin_budget_bytes", "Guest memory that may be pinned.", Pool::budget_bytes)?;
     gauge(
         "vfio_ccw_pin_waiting_programs",
         "Programs waiting for room in the pin budget.",

@@ -104,17 +104,11 @@ impl Service {
         let shard = number as usize % self.shards.len();
         let link = &self.shards[shard];
         let Some(bit) = link.take_bit() else {
-            return Err(AttachError::Full {
-                attached: self.subchannels.lock().len(),
-            });
+            return Err(AttachError::Full { attached: self.subchannels.lock().len() });
         };
         let (shared, intake) =
             Shared::new(number, bit, link.doorbell(), delivery, self.ring_entries);
-        if !link.send(Attachment {
-            shared: shared.clone(),
-            intake,
-            device,
-        }) {
+        if !link.send(Attachment { shared: shared.clone(), intake, device }) {
             return Err(AttachError::ShardGone { shard });
         }
         self.subchannels.lock().push(shared.clone());
@@ -126,9 +120,7 @@ impl Service {
     pub fn detach(&self, subchannel: Subchannel) {
         subchannel.leave();
         let number = subchannel.number();
-        self.subchannels
-            .lock()
-            .retain(|shared| shared.number() != number);
+        self.subchannels.lock().retain(|shared| shared.number() != number);
     }
 
     /// Guest memory as the service sees it.

@@ -45,10 +45,7 @@ impl Refusal {
                 Scsw::new(whole).with_status(none, SubchannelStatus::INTERFACE_CONTROL_CHECK, 0)
             }
         };
-        IrbHead {
-            scsw: scsw.with_cpa(orb.cpa()),
-            ..IrbHead::default()
-        }
+        IrbHead { scsw: scsw.with_cpa(orb.cpa()), ..IrbHead::default() }
     }
 
     /// How it is counted.
@@ -99,10 +96,7 @@ mod tests {
         for gone in [Refusal::Detached, Refusal::Device(Errno::NO_DEVICE)] {
             let scsw = gone.irb(&orb).scsw;
             assert_eq!((scsw.deferred_cc(), scsw.cpa()), (3, 0x1000));
-            assert!(
-                scsw.flags()
-                    .contains(ScswFlags::ALERT | ScswFlags::STATUS_PENDING)
-            );
+            assert!(scsw.flags().contains(ScswFlags::ALERT | ScswFlags::STATUS_PENDING));
         }
         let broken = Refusal::Device(Errno(libc::EIO));
         assert_eq!(
@@ -116,29 +110,14 @@ mod tests {
         let clean = DeviceStatus::CHANNEL_END | DeviceStatus::DEVICE_END;
         let count =
             |device, subchannel| outcome(&Scsw::default().with_status(device, subchannel, 0));
-        assert_eq!(
-            count(clean, SubchannelStatus::PROGRAM_CONTROLLED),
-            Outcome::Ok
-        );
+        assert_eq!(count(clean, SubchannelStatus::PROGRAM_CONTROLLED), Outcome::Ok);
         assert_eq!(
             count(clean | DeviceStatus::UNIT_CHECK, SubchannelStatus::empty()),
             Outcome::UnitCheck
         );
-        assert_eq!(
-            count(clean, SubchannelStatus::INCORRECT_LENGTH),
-            Outcome::IncorrectLength
-        );
-        assert_eq!(
-            count(clean, SubchannelStatus::PROGRAM_CHECK),
-            Outcome::ProgramCheck
-        );
-        assert_eq!(
-            count(clean, SubchannelStatus::PROTECTION_CHECK),
-            Outcome::ProtectionCheck
-        );
-        assert_eq!(
-            count(clean, SubchannelStatus::CHANNEL_DATA_CHECK),
-            Outcome::OtherChannel
-        );
+        assert_eq!(count(clean, SubchannelStatus::INCORRECT_LENGTH), Outcome::IncorrectLength);
+        assert_eq!(count(clean, SubchannelStatus::PROGRAM_CHECK), Outcome::ProgramCheck);
+        assert_eq!(count(clean, SubchannelStatus::PROTECTION_CHECK), Outcome::ProtectionCheck);
+        assert_eq!(count(clean, SubchannelStatus::CHANNEL_DATA_CHECK), Outcome::OtherChannel);
     }
 }

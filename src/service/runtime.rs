@@ -125,9 +125,7 @@ impl Runtime {
                 tokio_uring::builder().entries(URING_ENTRIES),
             )?),
             Driver::Epoll => Runtime::Epoll(
-                tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build()?,
+                tokio::runtime::Builder::new_current_thread().enable_all().build()?,
                 LocalSet::new(),
             ),
         })
@@ -149,16 +147,7 @@ mod tests {
     fn driver_words() {
         assert_eq!("auto".parse(), Ok(DriverChoice::Auto));
         assert_eq!("epoll".parse(), Ok(DriverChoice::Only(Driver::Epoll)));
-        assert_eq!(
-            Driver::IoUring.to_string().parse(),
-            Ok(DriverChoice::Only(Driver::IoUring))
-        );
-        assert!(
-            "aio"
-                .parse::<DriverChoice>()
-                .unwrap_err()
-                .to_string()
-                .contains("'aio'")
-        );
+        assert_eq!(Driver::IoUring.to_string().parse(), Ok(DriverChoice::Only(Driver::IoUring)));
+        assert!("aio".parse::<DriverChoice>().unwrap_err().to_string().contains("'aio'"));
     }
 }

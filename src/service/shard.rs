@@ -130,23 +130,18 @@ impl ShardLink {
         });
         let arena = Arena::new(index, shards)?;
         let (ready, started) = std::sync::mpsc::sync_channel(1);
-        let thread = thread::Builder::new()
-            .name(format!("ccw-shard-{index}"))
-            .spawn({
-                let common = common.clone();
-                move || {
-                    let _ended = Ended(common.clone());
-                    match Runtime::new(plan.driver) {
-                        Ok(runtime) => runtime.block_on(run(common, plan, arena, metrics, ready)),
-                        // The starter hears of it; if it is gone, nobody wants the shard.
-                        Err(error) => drop(ready.send(Err(error))),
-                    }
+        let thread = thread::Builder::new().name(format!("ccw-shard-{index}")).spawn({
+            let common = common.clone();
+            move || {
+                let _ended = Ended(common.clone());
+                match Runtime::new(plan.driver) {
+                    Ok(runtime) => runtime.block_on(run(common, plan, arena, metrics, ready)),
+                    // The starter hears of it; if it is gone, nobody wants the shard.
+                    Err(error) => drop(ready.send(Err(error))),
                 }
-            })?;
-        let link = ShardLink {
-            common,
-            thread: Some(thread),
-        };
+            }
+        })?;
+        let link = ShardLink { common, thread: Some(thread) };
         started
             .recv()
             .map_err(|_| io::Error::other("the shard's thread ended before it was ready"))??;
@@ -270,12 +265,7 @@ impl Context {
     }
 
     fn tell_consumers(&self) {
-        for ring in self
-            .rings
-            .borrow()
-            .iter()
-            .filter(|ring| ring.fresh.replace(false))
-        {
+        for ring in self.rings.borrow().iter().filter(|ring| ring.fresh.replace(false)) {
             ring.sender.notify();
         }
     }
@@ -286,14 +276,9 @@ impl Context {
             return None;
         };
         let mut rings = self.rings.borrow_mut();
-        let known = rings
-            .iter()
-            .position(|ring| ring.sender.is_same_ring(sender));
+        let known = rings.iter().position(|ring| ring.sender.is_same_ring(sender));
         Some(known.unwrap_or_else(|| {
-            rings.push(Ring {
-                sender: sender.clone(),
-                fresh: Cell::new(false),
-            });
+            rings.push(Ring { sender: sender.clone(), fresh: Cell::new(false) });
             rings.len() - 1
         }))
     }
@@ -421,9 +406,7 @@ impl Dispatcher {
         });
         if mailbox {
             let attachments = std::mem::take(&mut *context.common.mailbox.lock());
-            attachments
-                .into_iter()
-                .for_each(|attachment| attach(context, attachment));
+            attachments.into_iter().for_each(|attachment| attach(context, attachment));
         }
         rung > usize::from(mailbox) || mailbox && context.live.get() > 0
     }
@@ -483,9 +466,7 @@ impl Dispatcher {
         let submitters = context.metrics.submitters();
         let (new_sent, new_rung) = (sent - self.sent, rung - self.rung);
         submitters.doorbells_sent.add(new_sent);
-        submitters
-            .doorbells_suppressed
-            .add(new_rung.saturating_sub(new_sent));
+        submitters.doorbells_suppressed.add(new_rung.saturating_sub(new_sent));
         (self.sent, self.rung) = (sent, rung);
     }
 }
@@ -499,26 +480,13 @@ fn remember(place: &mut Option<Waker>, waker: &Waker) {
 
 /// Starts the task of a subchannel.
 fn attach(context: &Rc<Context>, attachment: Attachment) {
-    let Attachment {
-        shared,
-        intake,
-        device,
-    } = attachment;
+    let Attachment { shared, intake, device } = attachment;
     // What was submitted before this moment rang for nobody: the task looks once by itself.
-    let signal = Rc::new(Signal {
-        rung: Cell::new(true),
-        waker: RefCell::new(None),
-    });
+    let signal = Rc::new(Signal { rung: Cell::new(true), waker: RefCell::new(None) });
     context.signals.borrow_mut()[shared.bit()] = Some(signal.clone());
     context.live.set(context.live.get() + 1);
     let ring = context.ring_of(shared.delivery());
-    let seat = task::Seat {
-        context: context.clone(),
-        shared,
-        intake,
-        signal,
-        ring,
-    };
+    let seat = task::Seat { context: context.clone(), shared, intake, signal, ring };
     match device {
         DeviceSpec::Null => start(seat, Null::default()),
         DeviceSpec::Fba(volume) => {

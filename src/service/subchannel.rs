@@ -192,11 +192,7 @@ impl Subchannel {
         let shared = &self.shared;
         let (enabled, pam) = {
             let pmcw = shared.pmcw.lock();
-            (
-                pmcw.flags()
-                    .contains(PmcwFlags::ENABLED | PmcwFlags::DEVICE_VALID),
-                pmcw.pam,
-            )
+            (pmcw.flags().contains(PmcwFlags::ENABLED | PmcwFlags::DEVICE_VALID), pmcw.pam)
         };
         let ring = matches!(shared.delivery, Delivery::Ring(_));
         if ring || !enabled || orb.lpm() & pam == 0 || shared.is_leaving() {
@@ -214,11 +210,8 @@ impl Subchannel {
             Err(_) => return Ok(Cc::Cc1),
         }
         shared.pmcw.lock().intparm = orb.intparm().into();
-        let pushed = shared.push(Request {
-            orb: *orb,
-            user_data: 0,
-            submitted: shared.clock.raw(),
-        });
+        let pushed =
+            shared.push(Request { orb: *orb, user_data: 0, submitted: shared.clock.raw() });
         debug_assert!(pushed, "one program at a time always finds a free entry");
         Ok(Cc::Cc0)
     }
@@ -228,12 +221,7 @@ impl Subchannel {
     /// cc 3: not enabled.
     pub fn tsch(&self) -> (Cc, IrbHead) {
         let shared = &self.shared;
-        if !shared
-            .pmcw
-            .lock()
-            .flags()
-            .contains(PmcwFlags::ENABLED | PmcwFlags::DEVICE_VALID)
-        {
+        if !shared.pmcw.lock().flags().contains(PmcwFlags::ENABLED | PmcwFlags::DEVICE_VALID) {
             return (Cc::Cc3, IrbHead::default());
         }
         // Acquire: pairs with the Release in `present`. One of several callers wins.
@@ -249,23 +237,13 @@ impl Subchannel {
                 shared.state.store(state::IDLE, Ordering::Release);
                 (Cc::Cc0, irb)
             }
-            Err(_) => (
-                Cc::Cc1,
-                IrbHead {
-                    scsw: self.scsw(),
-                    ..IrbHead::default()
-                },
-            ),
+            Err(_) => (Cc::Cc1, IrbHead { scsw: self.scsw(), ..IrbHead::default() }),
         }
     }
 
     /// STORE SUBCHANNEL: a copy of the subchannel-information block.
     pub fn stsch(&self) -> Schib {
-        Schib {
-            pmcw: *self.shared.pmcw.lock(),
-            scsw: self.scsw(),
-            ..Schib::default()
-        }
+        Schib { pmcw: *self.shared.pmcw.lock(), scsw: self.scsw(), ..Schib::default() }
     }
 
     /// MODIFY SUBCHANNEL: takes over enablement, interruption subclass, interruption parameter and
@@ -306,14 +284,8 @@ impl Subchannel {
         if shared.is_leaving() {
             return Err(SubmitError::Detached);
         }
-        if !shared.push(Request {
-            orb: *orb,
-            user_data,
-            submitted: shared.clock.raw(),
-        }) {
-            return Err(SubmitError::Full {
-                entries: shared.submitter.capacity(),
-            });
+        if !shared.push(Request { orb: *orb, user_data, submitted: shared.clock.raw() }) {
+            return Err(SubmitError::Full { entries: shared.submitter.capacity() });
         }
         Ok(())
     }
@@ -331,11 +303,9 @@ impl Subchannel {
 /// Puts a result where the subchannel's results go.
 pub(super) fn deliver(shared: &Shared, user_data: u64, irb: IrbHead) {
     match shared.delivery() {
-        Delivery::Ring(sender) => sender.push(Completion {
-            user_data,
-            subchannel: shared.number,
-            irb,
-        }),
+        Delivery::Ring(sender) => {
+            sender.push(Completion { user_data, subchannel: shared.number, irb })
+        }
         Delivery::Interrupt(trigger) => {
             shared.present(irb);
             if let Err(error) = trigger.trigger(shared.number) {

@@ -93,17 +93,11 @@ fn refuse_rest(seat: &mut Seat) {
 async fn serve<B: Backend>(seat: &Seat, backend: &mut B, request: Request) {
     let context = &*seat.context;
     let accepted = Accepted::new(seat, request);
-    let mut stamps = Stamps {
-        taken: now(context),
-        ..Stamps::default()
-    };
+    let mut stamps = Stamps { taken: now(context), ..Stamps::default() };
     context.metrics.counters().starts.add(1);
     let mut flight = context.flights.borrow_mut().pop().unwrap_or_default();
     let result = fly(seat, backend, &request.orb, &mut flight, &mut stamps).await;
-    context
-        .plan
-        .pool
-        .release(&mut flight.hold, context.plan.mode);
+    context.plan.pool.release(&mut flight.hold, context.plan.mode);
     if let Some(slot) = flight.slot.take() {
         context.arena.borrow_mut().give_back(slot);
     }
@@ -130,15 +124,10 @@ async fn fly<B: Backend>(
 ) -> Result<IrbHead, Refusal> {
     let context = &*seat.context;
     let plan = &context.plan;
-    let Flight {
-        program,
-        hold,
-        slot,
-    } = flight;
+    let Flight { program, hold, slot } = flight;
     program.fetch(orb, &plan.map, &plan.limits, hold);
-    let shadow = emit(context, program, slot).ok_or(Refusal::NoShadow {
-        bytes: program.bytes(),
-    })?;
+    let shadow =
+        emit(context, program, slot).ok_or(Refusal::NoShadow { bytes: program.bytes() })?;
     stamps.translated = now(context);
 
     hold.limit_bytes(plan.share);
@@ -263,9 +252,6 @@ impl Drop for Accepted<'_> {
         );
         let refusal = Refusal::Device(Errno(libc::EIO));
         self.deliver(refusal.irb(&self.request.orb), refusal.outcome());
-        debug_assert!(
-            std::thread::panicking(),
-            "a request was dropped without completion"
-        );
+        debug_assert!(std::thread::panicking(), "a request was dropped without completion");
     }
 }

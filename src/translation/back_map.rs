@@ -23,17 +23,9 @@ impl Program {
         // 8 past the last CCW of one segment is the first of the next: what counts is the CCW
         // before, since that is the one that was used.
         let used = (offset / 8).saturating_sub(1);
-        let segment = self
-            .segments
-            .iter()
-            .rev()
-            .find(|segment| segment.first <= used)?;
+        let segment = self.segments.iter().rev().find(|segment| segment.first <= used)?;
         let start = segment.start.wrapping_add((used - segment.first) * 8);
-        Some(if offset == 0 {
-            start
-        } else {
-            start.wrapping_add(8)
-        })
+        Some(if offset == 0 { start } else { start.wrapping_add(8) })
     }
 }
 
@@ -45,26 +37,14 @@ mod tests {
 
     #[test]
     fn every_shadow_address_maps_to_its_guest_ccw() {
-        let nop = ShadowCcw {
-            command: 3,
-            flags: CcwFlags::empty(),
-            count: 0,
-            target: Target::Nothing,
-        };
+        let nop =
+            ShadowCcw { command: 3, flags: CcwFlags::empty(), count: 0, target: Target::Nothing };
         let program = Program {
             orb: Orb::new(0x1000),
             ccws: vec![nop; 5],
             segments: vec![
-                Segment {
-                    start: 0x1000,
-                    first: 0,
-                    len: 2,
-                },
-                Segment {
-                    start: 0x8000,
-                    first: 3,
-                    len: 2,
-                },
+                Segment { start: 0x1000, first: 0, len: 2 },
+                Segment { start: 0x8000, first: 3, len: 2 },
             ],
             iova: 0x10000,
             ..Program::default()

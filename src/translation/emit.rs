@@ -31,13 +31,7 @@ impl Program {
                 None => (ShadowCcw::stop(0), self.iova),
             },
         };
-        Ccw {
-            command: ccw.command,
-            flags: ccw.flags,
-            count: ccw.count,
-            address,
-        }
-        .to_format_1()
+        Ccw { command: ccw.command, flags: ccw.flags, count: ccw.count, address }.to_format_1()
     }
 
     /// The guest's ORB with what the shadow needs: format 1, format-2 IDAWs of the guest's block
@@ -80,23 +74,14 @@ mod tests {
             .for_each(|(ccw, at)| assert!(map.write(at, &ccw.to_format_1())));
         map.write(0x200, &Ccw::new(command::NOP, 0, 0).to_format_1());
         let (mut program, mut hold) = (Program::default(), Hold::default());
-        program.fetch(
-            &Orb::new(0x100).with_intparm(9),
-            &map,
-            &Limits::default(),
-            &mut hold,
-        );
+        program.fetch(&Orb::new(0x100).with_intparm(9), &map, &Limits::default(), &mut hold);
         let mut arena = Arena::new(0, 1).unwrap();
         let slot = arena.take(program.bytes()).unwrap();
         let (host, iova) = (arena.slot_host(&slot).unwrap(), arena.slot_iova(&slot));
         let orb = program.emit(host, iova).unwrap();
         assert_eq!((orb.cpa(), orb.intparm()), (iova, 9));
         let ccw = |index: usize| Ccw::decode(host.load_doubleword(index * 8).unwrap(), true);
-        assert_eq!(
-            ccw(0).address,
-            iova + 4 * 8,
-            "four CCWs: read, TIC, its stop, NOP"
-        );
+        assert_eq!(ccw(0).address, iova + 4 * 8, "four CCWs: read, TIC, its stop, NOP");
         assert!(
             ccw(0)
                 .flags
@@ -106,13 +91,7 @@ mod tests {
         assert_eq!(ccw(3).command, command::NOP);
         let idaw =
             |index: usize| u64::from_be_bytes(host.load_doubleword((4 + index) * 8).unwrap());
-        assert_eq!(
-            [idaw(0), idaw(1)],
-            [0x1000 + GUEST_IOVA, 0x2000 + GUEST_IOVA]
-        );
-        assert!(
-            program.emit(host.part(0, 8).unwrap(), iova).is_none(),
-            "too small a slot"
-        );
+        assert_eq!([idaw(0), idaw(1)], [0x1000 + GUEST_IOVA, 0x2000 + GUEST_IOVA]);
+        assert!(program.emit(host.part(0, 8).unwrap(), iova).is_none(), "too small a slot");
     }
 }

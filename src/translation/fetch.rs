@@ -25,11 +25,7 @@ impl Program {
             idaws: orb.idaw_format(),
             leader: command::NOP,
         };
-        self.segments.push(Segment {
-            start: orb.cpa(),
-            first: 0,
-            len: 0,
-        });
+        self.segments.push(Segment { start: orb.cpa(), first: 0, len: 0 });
         let mut next = 0;
         while next < self.segments.len() {
             fetch.segment(self, next);
@@ -63,9 +59,7 @@ impl Fetch<'_> {
         loop {
             let len = program.segments[index].len;
             let address = u64::from(start) + u64::from(len) * 8;
-            let Some(ccw) = self
-                .ccw(address)
-                .filter(|_| program.ccws.len() < self.limits.ccws)
+            let Some(ccw) = self.ccw(address).filter(|_| program.ccws.len() < self.limits.ccws)
             else {
                 program.ccws.push(ShadowCcw::stop(0));
                 break;
@@ -99,10 +93,7 @@ impl Fetch<'_> {
         if address % 8 != 0 || address >= self.address_limit() {
             return None;
         }
-        Some(Ccw::decode(
-            self.map.load_doubleword(address)?,
-            self.format_1,
-        ))
+        Some(Ccw::decode(self.map.load_doubleword(address)?, self.format_1))
     }
 
     /// A TIC; one with an impossible target or, in format 1, with flags or count is a stop.
@@ -133,25 +124,16 @@ impl Fetch<'_> {
                 continue;
             };
             let known = program.index_of(target).is_some()
-                || program
-                    .segments
-                    .iter()
-                    .any(|segment| segment.start == target);
+                || program.segments.iter().any(|segment| segment.start == target);
             if !known && program.segments.len() < self.limits.segments {
-                program.segments.push(Segment {
-                    start: target,
-                    first: 0,
-                    len: 0,
-                });
+                program.segments.push(Segment { start: target, first: 0, len: 0 });
             }
         }
     }
 
     /// A CCW that is not a TIC, with its IDAL.
     fn command(&mut self, program: &mut Program, ccw: &Ccw) -> ShadowCcw {
-        let unsupported = ccw
-            .flags
-            .intersects(CcwFlags::SUSPEND | CcwFlags::MODIFIED_INDIRECT);
+        let unsupported = ccw.flags.intersects(CcwFlags::SUSPEND | CcwFlags::MODIFIED_INDIRECT);
         let empty_format_0 = !self.format_1 && ccw.count == 0;
         if unsupported || empty_format_0 {
             return ShadowCcw::stop(ccw.count);
@@ -278,11 +260,7 @@ mod tests {
     }
 
     fn iovas(program: &Program) -> Vec<u64> {
-        program
-            .idaws
-            .iter()
-            .map(|idaw| u64::from_be_bytes(*idaw))
-            .collect()
+        program.idaws.iter().map(|idaw| u64::from_be_bytes(*idaw)).collect()
     }
 
     const CC: CcwFlags = CcwFlags::CHAIN_COMMAND;
@@ -292,18 +270,12 @@ mod tests {
         let map = guest();
         put(&map, 0x100, &[Ccw::new(command::FBA_READ, 0x1800, 0x1900)]);
         let (program, hold) = fetch(&map, Orb::new(0x100));
-        assert_eq!(
-            iovas(&program),
-            [0x1800, 0x2000, 0x3000].map(|gpa| gpa + GUEST_IOVA)
-        );
+        assert_eq!(iovas(&program), [0x1800, 0x2000, 0x3000].map(|gpa| gpa + GUEST_IOVA));
         assert_eq!(hold.wanted(), 3);
         let two_k = Orb::new(0x100)
             .with_flags(OrbFlags::FORMAT_1 | OrbFlags::FORMAT_2_IDAWS | OrbFlags::IDAW_2K);
         let (program, hold) = fetch(&map, two_k);
-        assert_eq!(
-            iovas(&program),
-            [0x1800, 0x2000, 0x2800, 0x3000].map(|gpa| gpa + GUEST_IOVA)
-        );
+        assert_eq!(iovas(&program), [0x1800, 0x2000, 0x2800, 0x3000].map(|gpa| gpa + GUEST_IOVA));
         assert_eq!(hold.wanted(), 3, "two blocks of one frame are one frame");
     }
 
@@ -311,19 +283,12 @@ mod tests {
     fn idals_of_both_formats_are_copied() {
         let map = guest();
         let ida = CcwFlags::INDIRECT;
-        put(
-            &map,
-            0x100,
-            &[Ccw::new(command::FBA_READ, 0x200, 0x1000).with(ida)],
-        );
+        put(&map, 0x100, &[Ccw::new(command::FBA_READ, 0x200, 0x1000).with(ida)]);
         map.write(0x200, &0x20_0010u64.to_be_bytes());
         map.write(0x200, &0x2_0010u64.to_be_bytes());
         map.write(0x208, &0x3000u64.to_be_bytes());
         let (program, _) = fetch(&map, Orb::new(0x100));
-        assert_eq!(
-            iovas(&program),
-            [0x2_0010 + GUEST_IOVA, 0x3000 + GUEST_IOVA]
-        );
+        assert_eq!(iovas(&program), [0x2_0010 + GUEST_IOVA, 0x3000 + GUEST_IOVA]);
         map.write(0x200, &[0, 0, 0x18, 0, 0, 0, 0x28, 0]);
         let (program, _) = fetch(&map, Orb::new(0x100).with_flags(OrbFlags::FORMAT_1));
         assert_eq!(iovas(&program), [0x1800 + GUEST_IOVA, 0x2800 + GUEST_IOVA]);
@@ -333,21 +298,10 @@ mod tests {
     fn bad_addresses_become_idaws_that_fail() {
         let map = guest();
         put(&map, 0x100, &[Ccw::new(command::FBA_READ, 0xf800, 0x1000)]);
-        assert_eq!(
-            iovas(&fetch(&map, Orb::new(0x100)).0),
-            [0xf800 + GUEST_IOVA, UNMAPPED_IOVA]
-        );
-        put(
-            &map,
-            0x100,
-            &[Ccw::new(command::FBA_READ, 0xffff_f000, 0x1fff)],
-        );
+        assert_eq!(iovas(&fetch(&map, Orb::new(0x100)).0), [0xf800 + GUEST_IOVA, UNMAPPED_IOVA]);
+        put(&map, 0x100, &[Ccw::new(command::FBA_READ, 0xffff_f000, 0x1fff)]);
         assert_eq!(iovas(&fetch(&map, Orb::new(0x100)).0), [UNMAPPED_IOVA; 2]);
-        put(
-            &map,
-            0x100,
-            &[Ccw::new(command::FBA_READ, 0x200, 0x1800).with(CcwFlags::INDIRECT)],
-        );
+        put(&map, 0x100, &[Ccw::new(command::FBA_READ, 0x200, 0x1800).with(CcwFlags::INDIRECT)]);
         map.write(0x200, &0x1000u64.to_be_bytes());
         map.write(0x208, &0x2004u64.to_be_bytes());
         let (program, hold) = fetch(&map, Orb::new(0x100));
@@ -357,18 +311,10 @@ mod tests {
             "second IDAW off its block"
         );
         assert_eq!(hold.wanted(), 1);
-        put(
-            &map,
-            0x100,
-            &[Ccw::new(command::FBA_READ, 0xfff8, 0x2000).with(CcwFlags::INDIRECT)],
-        );
+        put(&map, 0x100, &[Ccw::new(command::FBA_READ, 0xfff8, 0x2000).with(CcwFlags::INDIRECT)]);
         map.write(0xfff8, &0x1000u64.to_be_bytes());
         let (program, _) = fetch(&map, Orb::new(0x100));
-        assert_eq!(
-            iovas(&program)[1],
-            UNMAPPED_IOVA,
-            "the list runs out of memory"
-        );
+        assert_eq!(iovas(&program)[1], UNMAPPED_IOVA, "the list runs out of memory");
     }
 
     #[test]
@@ -390,18 +336,12 @@ mod tests {
         put(
             &map,
             0x100,
-            &[
-                Ccw::new(command::NOP, 0, 0).with(CC),
-                Ccw::new(command::TIC, 0x300, 0),
-            ],
+            &[Ccw::new(command::NOP, 0, 0).with(CC), Ccw::new(command::TIC, 0x300, 0)],
         );
         put(
             &map,
             0x300,
-            &[
-                Ccw::new(command::NOP, 0, 0).with(CC),
-                Ccw::new(command::TIC, 0x100, 0),
-            ],
+            &[Ccw::new(command::NOP, 0, 0).with(CC), Ccw::new(command::TIC, 0x100, 0)],
         );
         let (program, _) = fetch(&map, Orb::new(0x100));
         assert_eq!(program.segments.len(), 2);
@@ -445,36 +385,19 @@ mod tests {
         let endless = [Ccw::new(command::NOP, 0, 0).with(CC); 64];
         put(&map, 0x100, &endless);
         let (mut program, mut hold) = (Program::default(), Hold::default());
-        let limits = Limits {
-            ccws: 10,
-            idaws: 3,
-            segments: 1,
-        };
+        let limits = Limits { ccws: 10, idaws: 3, segments: 1 };
         program.fetch(&Orb::new(0x100), &map, &limits, &mut hold);
-        assert_eq!(
-            (program.ccws.len(), program.ccws[10]),
-            (11, ShadowCcw::stop(0))
-        );
+        assert_eq!((program.ccws.len(), program.ccws[10]), (11, ShadowCcw::stop(0)));
         put(&map, 0x100, &[Ccw::new(command::FBA_READ, 0x1000, 0x4000)]);
         program.fetch(&Orb::new(0x100), &map, &limits, &mut hold);
-        assert_eq!(
-            (program.ccws[0], program.idaws.len()),
-            (ShadowCcw::stop(0x4000), 0)
-        );
+        assert_eq!((program.ccws[0], program.idaws.len()), (ShadowCcw::stop(0x4000), 0));
         put(
             &map,
             0x100,
-            &[
-                Ccw::new(command::NOP, 0, 0).with(CC),
-                Ccw::new(command::TIC, 0x300, 0),
-            ],
+            &[Ccw::new(command::NOP, 0, 0).with(CC), Ccw::new(command::TIC, 0x300, 0)],
         );
         program.fetch(&Orb::new(0x100), &map, &limits, &mut hold);
-        assert_eq!(
-            program.segments.len(),
-            1,
-            "no room for the target's segment"
-        );
+        assert_eq!(program.segments.len(), 1, "no room for the target's segment");
     }
 
     #[test]
@@ -500,23 +423,14 @@ mod tests {
     #[test]
     fn format_0_programs_have_24_bit_addresses() {
         let map = guest();
-        map.write(
-            0x100,
-            &Ccw::new(command::FBA_READ, 0x1000, 16)
-                .with(CC)
-                .to_format_0(),
-        );
+        map.write(0x100, &Ccw::new(command::FBA_READ, 0x1000, 16).with(CC).to_format_0());
         map.write(0x108, &Ccw::new(0x58, 0x300, 9).to_format_0());
         map.write(0x300, &Ccw::new(command::NOP, 0, 0).to_format_0());
         let flags = OrbFlags::FORMAT_2_IDAWS;
         let (program, hold) = fetch(&map, Orb::new(0x100).with_flags(flags));
         assert_eq!(program.segments.len(), 2, "0x58 is a TIC in format 0");
         assert_eq!(hold.wanted(), 1);
-        assert_eq!(
-            program.ccws[3],
-            ShadowCcw::stop(0),
-            "count 0 is refused in format 0"
-        );
+        assert_eq!(program.ccws[3], ShadowCcw::stop(0), "count 0 is refused in format 0");
         assert_eq!(
             fetch(&map, Orb::new(0x100_0000).with_flags(flags)).0.ccws,
             [ShadowCcw::stop(0)]

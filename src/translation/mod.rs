@@ -37,10 +37,6 @@ pub struct Limits {
 impl Default for Limits {
     /// 4,096 CCWs in 16 segments (what the kernel driver takes), 65,536 IDAWs (256 MiB of data).
     fn default() -> Self {
-        Limits {
-            ccws: 4096,
-            idaws: 65_536,
-            segments: 16,
-        }
+        Limits { ccws: 4096, idaws: 65_536, segments: 16 }
     }
 }

@@ -26,12 +26,7 @@ impl ShadowCcw {
     /// A CCW at which the channel stops with a program check, data-chained to or not: its command
     /// is invalid, and it has the MIDA flag, which the shadow's ORB does not allow.
     pub(super) fn stop(count: u16) -> Self {
-        ShadowCcw {
-            command: 0,
-            flags: CcwFlags::MODIFIED_INDIRECT,
-            count,
-            target: Target::Nothing,
-        }
+        ShadowCcw { command: 0, flags: CcwFlags::MODIFIED_INDIRECT, count, target: Target::Nothing }
     }
 }
 
@@ -77,8 +72,6 @@ impl Program {
 
     /// Index of the shadow of the CCW at guest address `address`.
     pub(super) fn index_of(&self, address: u32) -> Option<u32> {
-        self.segments
-            .iter()
-            .find_map(|segment| segment.index_of(address))
+        self.segments.iter().find_map(|segment| segment.index_of(address))
     }
 }

@@ -37,11 +37,7 @@ impl FileIo {
             Some(workers) => Way::Workers(workers, Ticket::default()),
             None => Way::Uring,
         };
-        FileIo {
-            way,
-            in_flight,
-            spans: Some(spans),
-        }
+        FileIo { way, in_flight, spans: Some(spans) }
     }
 
     /// The memory of the next transfer.
@@ -50,9 +46,7 @@ impl FileIo {
     ///
     /// A transfer was abandoned and still has it.
     pub(crate) fn spans(&mut self) -> io::Result<&mut Spans> {
-        self.spans
-            .as_deref_mut()
-            .ok_or_else(|| io::Error::from(io::ErrorKind::ResourceBusy))
+        self.spans.as_deref_mut().ok_or_else(|| io::Error::from(io::ErrorKind::ResourceBusy))
     }
 
     /// Moves all of the spans from or to `offset` in the file.
@@ -87,10 +81,8 @@ impl FileIo {
 
     /// One operation of the kernel, which may move less than all.
     async fn some(&mut self, job: Job, offset: u64) -> io::Result<usize> {
-        let spans = self
-            .spans
-            .take()
-            .ok_or_else(|| io::Error::from(io::ErrorKind::ResourceBusy))?;
+        let spans =
+            self.spans.take().ok_or_else(|| io::Error::from(io::ErrorKind::ResourceBusy))?;
         if let (Way::Workers(..), Job::Transfer(Direction::Read)) = (&self.way, job)
             && let Some(moved) = spans.read_without_blocking(offset)
         {

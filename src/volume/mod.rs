@@ -102,15 +102,9 @@ impl Volume {
     ///
     /// See [`VolumeError`]; each names the file, what is wrong and what to do.
     pub fn open(path: &Path, read_only: bool) -> Result<Self, VolumeError> {
-        let open_error = |source| VolumeError::Open {
-            path: path.to_owned(),
-            source,
-        };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(!read_only)
-            .open(path)
-            .map_err(open_error)?;
+        let open_error = |source| VolumeError::Open { path: path.to_owned(), source };
+        let file =
+            OpenOptions::new().read(true).write(!read_only).open(path).map_err(open_error)?;
         let kind = file.metadata().map_err(open_error)?.file_type();
         let bytes = if kind.is_file() {
             file.metadata().map_err(open_error)?.len()
@@ -118,31 +112,17 @@ impl Volume {
             rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0))
                 .map_err(|errno| open_error(errno.into()))?
         } else {
-            return Err(VolumeError::NotAFile {
-                path: path.to_owned(),
-            });
+            return Err(VolumeError::NotAFile { path: path.to_owned() });
         };
         if bytes == 0 {
-            return Err(VolumeError::Empty {
-                path: path.to_owned(),
-            });
+            return Err(VolumeError::Empty { path: path.to_owned() });
         }
         if bytes % BLOCK != 0 {
-            return Err(VolumeError::Ragged {
-                path: path.to_owned(),
-                bytes,
-            });
+            return Err(VolumeError::Ragged { path: path.to_owned(), bytes });
         }
-        let blocks = u32::try_from(bytes / BLOCK).map_err(|_| VolumeError::TooLarge {
-            path: path.to_owned(),
-            bytes,
-        })?;
-        Ok(Volume {
-            file,
-            path: path.to_owned(),
-            blocks,
-            read_only,
-        })
+        let blocks = u32::try_from(bytes / BLOCK)
+            .map_err(|_| VolumeError::TooLarge { path: path.to_owned(), bytes })?;
+        Ok(Volume { file, path: path.to_owned(), blocks, read_only })
     }
 
     /// Blocks of 512 bytes.
@@ -193,10 +173,7 @@ mod tests {
         assert!(text(Volume::open(&path, false)).contains("truncate -s 64M"));
         std::fs::write(&path, [0; 1000]).unwrap();
         let ragged = text(Volume::open(&path, false));
-        assert!(
-            ragged.contains("1000 bytes") && ragged.contains("truncate -s 1024"),
-            "{ragged}"
-        );
+        assert!(ragged.contains("1000 bytes") && ragged.contains("truncate -s 1024"), "{ragged}");
         std::fs::write(&path, []).unwrap();
         assert!(text(Volume::open(&path, false)).contains("empty"));
         assert!(text(Volume::open(folder.path(), true)).contains("not a regular file"));
@@ -205,9 +182,6 @@ mod tests {
         assert!(text(Volume::open(&path, false)).contains("32-bit block numbers"));
         file.set_len(5 * BLOCK).unwrap();
         let volume = Volume::open(&path, true).unwrap();
-        assert_eq!(
-            (volume.blocks(), volume.bytes(), volume.is_read_only()),
-            (5, 2560, true)
-        );
+        assert_eq!((volume.blocks(), volume.bytes(), volume.is_read_only()), (5, 2560, true));
     }
 }

@@ -56,20 +56,15 @@ impl Spans {
             last.iov_len += range.len();
             return;
         }
-        self.iovecs.push(libc::iovec {
-            iov_base: range.as_ptr().cast(),
-            iov_len: range.len(),
-        });
+        self.iovecs.push(libc::iovec { iov_base: range.as_ptr().cast(), iov_len: range.len() });
     }
 
     /// Appends up to a block of zeros, to be written.
     pub(crate) fn push_zeros(&mut self, len: usize) {
         let len = len.min(self.zeros.len());
         self.bytes += len;
-        self.iovecs.push(libc::iovec {
-            iov_base: self.zeros.as_ptr().cast_mut().cast(),
-            iov_len: len,
-        });
+        self.iovecs
+            .push(libc::iovec { iov_base: self.zeros.as_ptr().cast_mut().cast(), iov_len: len });
     }
 
     /// Bytes still to move.
@@ -121,8 +116,7 @@ pub(super) mod tests {
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
         let map = Arc::new(GuestMap::new(Arc::new(memory)).unwrap());
         let mut dma = DmaSpace::default();
-        dma.map(Window::new(0, map.regions()[0].host(), map.clone()))
-            .unwrap();
+        dma.map(Window::new(0, map.regions()[0].host(), map.clone())).unwrap();
         let volume = Arc::new(Volume::open(file.path(), false).unwrap());
         let spans = Spans::new(volume, Arc::new(dma));
         (file, map, spans)

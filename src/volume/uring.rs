@@ -25,9 +25,7 @@ pub(super) async fn run(
     let entry = match (job, iovecs) {
         // One piece needs no list: the kernel copies nothing in.
         (Job::Transfer(Direction::Read), [one]) => {
-            opcode::Read::new(fd, one.iov_base.cast(), one.iov_len as u32)
-                .offset(offset)
-                .build()
+            opcode::Read::new(fd, one.iov_base.cast(), one.iov_len as u32).offset(offset).build()
         }
         (Job::Transfer(Direction::Write), [one]) => {
             opcode::Write::new(fd, one.iov_base.cast_const().cast(), one.iov_len as u32)
@@ -40,10 +38,9 @@ pub(super) async fn run(
         (Job::Transfer(Direction::Write), _) => {
             opcode::Writev::new(fd, list, count).offset(offset).build()
         }
-        (Job::Zero(bytes), _) => opcode::Fallocate::new(fd, bytes)
-            .offset(offset)
-            .mode(super::workers::PUNCH)
-            .build(),
+        (Job::Zero(bytes), _) => {
+            opcode::Fallocate::new(fd, bytes).offset(offset).mode(super::workers::PUNCH).build()
+        }
     };
     UnsubmittedOneshot::new(spans, Moved, entry).submit().await
 }
@@ -92,10 +89,7 @@ mod tests {
             io.zero(512, 512).await.unwrap();
             io.spans().unwrap().clear();
             io.spans().unwrap().push(host.part(0, 1024).unwrap());
-            let beyond = io
-                .transfer(Direction::Read, 8 * 512 - 512)
-                .await
-                .unwrap_err();
+            let beyond = io.transfer(Direction::Read, 8 * 512 - 512).await.unwrap_err();
             assert_eq!(beyond.kind(), io::ErrorKind::UnexpectedEof);
         });
         let mut byte = [9];

@@ -69,10 +69,7 @@ impl Workers {
     /// The system has no thread to give.
     pub(crate) fn start(threads: usize) -> io::Result<Self> {
         let queue = Arc::new(Queue::default());
-        let mut workers = Workers {
-            queue,
-            threads: Vec::new(),
-        };
+        let mut workers = Workers { queue, threads: Vec::new() };
         for index in 0..threads {
             let queue = workers.queue.clone();
             let thread = thread::Builder::new()
@@ -222,9 +219,7 @@ mod tests {
         let workers = Arc::new(Workers::start(2).unwrap());
         let mut io = FileIo::new(spans, Some(workers), Rc::new(Cell::new(0)));
         let host = map.regions()[0].host();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             map.write(0, &[5; 600]);
             io.spans().unwrap().push(host.part(0, 600).unwrap());

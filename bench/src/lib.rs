@@ -1,0 +1,43 @@
+//! The figures that the project stands on, each measured next to its peer.
+//!
+//! A machine is shared and noisy, so a time alone says little. Every figure here is therefore a ratio
+//! of two measurements taken in turns within one run (or, for the few absolute ones, a size or count),
+//! with an interval that says how far to trust it.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`ratio`] | what a figure is, how it is measured, summarised and shown |
+//! | [`fields`] | the figures themselves, by topic |
+//! | [`baseline`] | peers that no library provides |
+//! | [`service_load`] | a service under load, as the figures drive it |
+//! | [`allocations`] | a count of heap allocations |
+//!
+//! # Adding a figure
+//!
+//! One function that measures one round, and one row in [`fields::FIELDS`]:
+//!
+//! ```
+//! use vfio_ccw_bench::ratio::{Field, FieldError, Round, Sample, Target};
+//!
+//! fn double_vs_single(round: &Round) -> Result<Sample, FieldError> {
+//!     let cost_of = |steps: u64| Ok((0..steps).map(std::hint::black_box).sum::<u64>() as f64);
+//!     round.compare(|| cost_of(20), || cost_of(10))
+//! }
+//!
+//! let field = Field {
+//!     name: "double_vs_single",
+//!     measures: "twenty steps / ten steps",
+//!     target: Target::Ge(2.0),
+//!     rounds: 5,
+//!     round: double_vs_single,
+//! };
+//! let figure = field.measure(5, 1, |_| {})?;
+//! assert!(figure.holds);
+//! # Ok::<(), vfio_ccw_bench::ratio::RatioError>(())
+//! ```
+
+pub mod allocations;
+pub mod baseline;
+pub mod fields;
+pub mod ratio;
+pub mod service_load;

@@ -1,0 +1,127 @@
+//! Measures the project's figures: `vfio-ccw-bench ratios --json`.
+
+use clap::{Args, Parser, Subcommand};
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+use vfio_ccw_bench::allocations::Counting;
+use vfio_ccw_bench::fields::FIELDS;
+use vfio_ccw_bench::ratio::{self, Figures, RatioError};
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Measures vfio-ccw against its peers, all in one run.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print each figure with its interval, its target and whether it holds.
+    ///
+    /// Exits with 0 where all could be measured, whether or not the targets hold.
+    Ratios(Ratios),
+}
+
+#[derive(Debug, Args)]
+struct Ratios {
+    /// Print one JSON object, with the figures as fields.
+    #[arg(long)]
+    json: bool,
+    /// Measure only this figure; can be given several times.
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// List the figures with what they measure, and measure nothing.
+    #[arg(long, conflicts_with = "json")]
+    list: bool,
+    /// Measure this many rounds of each figure [default: what each figure needs].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rounds: Option<u32>,
+    /// Seed of all random choices.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+}
+
+fn main() -> ExitCode {
+    let Command::Ratios(arguments) = Cli::parse().command;
+    match ratios(&arguments) {
+        Ok(code) => code,
+        // Whoever reads has read enough.
+        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("vfio-ccw-bench: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Ratio(#[from] RatioError),
+    #[error("the figures could not be written: {0}")]
+    Output(#[from] io::Error),
+    #[error("the figures could not be written as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+fn ratios(arguments: &Ratios) -> Result<ExitCode, Failure> {
+    let fields = ratio::select(FIELDS, &arguments.only)?;
+    let mut out = io::stdout().lock();
+    if arguments.list {
+        out.write_all(ratio::list(&fields).as_bytes())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut figures = Figures::default();
+    let mut code = ExitCode::SUCCESS;
+    for field in fields {
+        let rounds = arguments.rounds.map_or(field.rounds, |rounds| rounds as usize);
+        let mut line = RoundLine::new(field.name, rounds);
+        match field.measure(rounds, arguments.seed, |round| line.show(round)) {
+            Ok(figure) => {
+                line.end(&figure.to_string());
+                figures.push(field.name, figure);
+            }
+            Err(error) => {
+                line.end(&error.to_string());
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    if arguments.json {
+        serde_json::to_writer_pretty(&mut out, &figures)?;
+        writeln!(out)?;
+    } else {
+        out.write_all(figures.table().as_bytes())?;
+    }
+    Ok(code)
+}
+
+/// Progress on standard error: rounds as they end on a terminal, one line a figure elsewhere.
+struct RoundLine {
+    name: &'static str,
+    rounds: usize,
+    terminal: bool,
+}
+
+impl RoundLine {
+    fn new(name: &'static str, rounds: usize) -> Self {
+        Self { name, rounds, terminal: io::stderr().is_terminal() }
+    }
+
+    fn show(&self, round: usize) {
+        if self.terminal {
+            eprint!("\r\x1b[2K{}: round {round} of {}", self.name, self.rounds);
+        }
+    }
+
+    fn end(&mut self, result: &str) {
+        let clear = if self.terminal { "\r\x1b[2K" } else { "" };
+        eprintln!("{clear}{}: {result}", self.name);
+    }
+}
