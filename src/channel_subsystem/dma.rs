@@ -65,7 +65,9 @@ impl DmaSpace {
         let mut space = DmaSpace::default();
         space.map(Window::new(arena.iova(), arena.host(), arena.mapping()))?;
         for region in map.regions() {
-            space.map(Window::new(GUEST_IOVA + region.start(), region.host(), map.clone()))?;
+            let (iova, len) = (region.start(), region.len());
+            let iova = iova.checked_add(GUEST_IOVA).ok_or(WindowError::Wraps { iova, len })?;
+            space.map(Window::new(iova, region.host(), map.clone()))?;
         }
         Ok(space)
     }

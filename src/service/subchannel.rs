@@ -1,7 +1,7 @@
 //! A subchannel as the VMM sees it: the instructions that a vCPU issues, and the ring.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, fence};
 
 use parking_lot::Mutex;
 use quanta::Clock;
@@ -11,6 +11,7 @@ use vfio_ccw_queues::submission::{self, Intake, Submitter};
 use crate::architecture::{IrbHead, Orb, OrbError, Pmcw, PmcwFlags, Schib, Scsw, ScswFlags};
 
 use super::delivery::{Completion, Delivery};
+use super::refusal::Refusal;
 
 /// Condition code of an I/O instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +87,9 @@ pub(super) struct Shared {
     /// Written by the shard before state PENDING, taken by TEST SUBCHANNEL after it.
     irb: Mutex<IrbHead>,
     pmcw: Mutex<Pmcw>,
+    /// The other end of the ring, once the task has ended: what comes in then is refused by whoever
+    /// brings it.
+    orphan: Mutex<Option<Intake<Request>>>,
 }
 
 impl Shared {
@@ -108,6 +112,7 @@ impl Shared {
             state: AtomicU8::new(state::IDLE),
             leaving: AtomicBool::new(false),
             irb: Mutex::new(IrbHead::default()),
+            orphan: Mutex::new(None),
             pmcw: Mutex::new(pmcw.with(PmcwFlags::ENABLED | PmcwFlags::DEVICE_VALID, 0)),
         };
         (Arc::new(shared), intake)
@@ -143,7 +148,34 @@ impl Shared {
             return false;
         }
         self.doorbell.ring(self.bit);
+        // The ring's full fence stands between the push and this look. If the subchannel is not
+        // leaving yet, its task sees the request after it has seen that it must leave (`abandon`
+        // has the other fence); if it is, the task may be gone, and the request is refused here.
+        if self.is_leaving() {
+            self.refuse_orphans();
+        }
         true
+    }
+
+    /// The task's last act: leaves the ring to whoever still puts something in, and refuses what is
+    /// in it.
+    pub(super) fn abandon(&self, intake: Intake<Request>) {
+        *self.orphan.lock() = Some(intake);
+        // Pairs with the fence of the doorbell in `push`: a request whose bringer did not see the
+        // subchannel leave is seen by the look that follows.
+        fence(Ordering::SeqCst);
+        self.refuse_orphans();
+    }
+
+    fn refuse_orphans(&self) {
+        let mut orphan = self.orphan.lock();
+        let Some(intake) = orphan.as_mut() else { return };
+        while let Some(request) = intake.pop() {
+            deliver(self, request.user_data, Refusal::Detached.irb(&request.orb));
+        }
+        if let Delivery::Ring(sender) = &self.delivery {
+            sender.notify();
+        }
     }
 
     /// The shard's side: status of the program becomes pending.

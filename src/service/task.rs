@@ -66,8 +66,7 @@ pub(super) async fn run<B: Backend>(mut seat: Seat, mut backend: B) {
         }
         poll_fn(|cx| seat.signal.poll(cx)).await;
     }
-    refuse_rest(&mut seat);
-    seat.context.ended(&seat.shared);
+    end(seat);
 }
 
 /// Refuses every request until the subchannel leaves: its device could not be made.
@@ -76,8 +75,15 @@ pub(super) async fn run_absent(mut seat: Seat) {
         refuse_rest(&mut seat);
         poll_fn(|cx| seat.signal.poll(cx)).await;
     }
+    end(seat);
+}
+
+/// Refuses what is left, and leaves the ring to whoever still puts something in.
+fn end(mut seat: Seat) {
     refuse_rest(&mut seat);
-    seat.context.ended(&seat.shared);
+    let Seat { context, shared, intake, .. } = seat;
+    shared.abandon(intake);
+    context.ended(&shared);
 }
 
 fn refuse_rest(seat: &mut Seat) {
