@@ -2,7 +2,7 @@
 //!
 //! Every type here is a zero-copy view: big-endian fields, no padding, alignment 1, a size that is
 //! asserted at compile time, and a `Debug` that reads like an operator's console. Nothing here
-//! interprets a program; see [`crate::translation`] and [`crate::channel_subsystem`] for that.
+//! interprets a program: translation and [`crate::channel_subsystem`] do that.
 //!
 //! | type | bytes | what it is |
 //! |---|---|---|

@@ -238,7 +238,7 @@ impl<'a> Data<'a> {
     fn indirect_block(&self) -> Option<Block> {
         let format = self.channel.idaws;
         let list = u64::from(self.ccw.address);
-        if list % u64::from(format.size()) != 0 || list >= self.channel.address_limit() {
+        if !list.is_multiple_of(u64::from(format.size())) || list >= self.channel.address_limit() {
             return None;
         }
         let at = list + u64::from(self.next_block) * u64::from(format.size());

@@ -52,7 +52,7 @@ impl Channel<'_> {
     fn fetch(&mut self) -> Option<Ccw> {
         let at = u64::from(self.next);
         self.next = self.next.wrapping_add(8);
-        if at % 8 != 0 || at >= self.address_limit() {
+        if !at.is_multiple_of(8) || at >= self.address_limit() {
             return None;
         }
         Some(Ccw::decode(self.dma.load_doubleword(at)?, self.format_1))
@@ -101,7 +101,7 @@ impl Channel<'_> {
     fn transfer(&mut self, tic: &Ccw) -> Option<Ccw> {
         self.transfers += 1;
         let odd = self.format_1 && (!tic.flags.is_empty() || tic.count != 0);
-        if odd || tic.address % 8 != 0 || self.transfers > TRANSFER_LIMIT {
+        if odd || !tic.address.is_multiple_of(8) || self.transfers > TRANSFER_LIMIT {
             return None;
         }
         self.next = tic.address;

@@ -90,7 +90,7 @@ impl CopyIn {
         let failed = |error: io::Error| format!("{}: {error}", self.input.display());
         let input = File::open(&self.input).map_err(failed)?;
         let bytes = input.metadata().map_err(failed)?.len();
-        if bytes == 0 || bytes % BLOCK != 0 {
+        if bytes == 0 || !bytes.is_multiple_of(BLOCK) {
             let padded = bytes.max(1).next_multiple_of(BLOCK);
             let path = self.input.display();
             return Err(format!("{path}: {bytes} bytes is not a positive multiple of {BLOCK}: pad it with 'truncate -s {padded} {path}'").into());

@@ -67,7 +67,7 @@ where
 fn parse_hex(text: &str) -> Result<Vec<u8>, Failure> {
     let digits: Vec<char> =
         text.replace("0x", "").chars().filter(|c| !c.is_whitespace() && *c != ':').collect();
-    if digits.len() % 2 != 0 {
+    if !digits.len().is_multiple_of(2) {
         return Err(
             format!("{} hexadecimal digits were given: bytes have two each", digits.len()).into()
         );

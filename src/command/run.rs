@@ -135,14 +135,17 @@ impl Job {
             )
             .into());
         }
-        if self.block == 0 || self.block % 512 != 0 || self.block > u64::from(MAX_TRANSFER) {
+        if self.block == 0
+            || !self.block.is_multiple_of(512)
+            || self.block > u64::from(MAX_TRANSFER)
+        {
             return Err(format!(
                 "--block is {}: it must be a multiple of 512, at most {MAX_TRANSFER}",
                 self.block
             )
             .into());
         }
-        if self.size == 0 || self.size % 512 != 0 {
+        if self.size == 0 || !self.size.is_multiple_of(512) {
             return Err(format!(
                 "--size is {}: it must be a multiple of 512, and not 0",
                 self.size
@@ -189,7 +192,7 @@ impl Job {
         let needed = buffers.base + buffers.bytes_per_slot * self.subchannels as u64;
         match self.memory {
             None => Ok(needed.next_multiple_of(1 << 20).max(MEMORY)),
-            Some(given) if given % 4096 != 0 => Err(format!("--memory is {given}: it must be a multiple of 4096").into()),
+            Some(given) if !given.is_multiple_of(4096) => Err(format!("--memory is {given}: it must be a multiple of 4096").into()),
             Some(given) if given < needed => Err(format!(
                 "--memory is {given} but {} subchannels with their buffers need {needed}: give more, or lower --buffers or --subchannels",
                 self.subchannels

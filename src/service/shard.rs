@@ -196,6 +196,10 @@ pub(super) struct Context {
     pub(super) metrics: Arc<ShardMetrics>,
     pub(super) clock: Clock,
     /// Buffers of programs that have ended, for the next ones.
+    #[expect(
+        clippy::vec_box,
+        reason = "a flight moves to its task and back: a pointer, not 300 bytes"
+    )]
     pub(super) flights: RefCell<Vec<Box<Flight>>>,
     /// Programs refused so far; decides which refusals are worth a line in the log.
     pub(super) refusals: Cell<u64>,

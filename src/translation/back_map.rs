@@ -17,7 +17,7 @@ impl Program {
 
     fn guest_address(&self, shadow: u32) -> Option<u32> {
         let offset = shadow.checked_sub(self.iova)?;
-        if offset % 8 != 0 || offset / 8 > self.ccws.len() as u32 {
+        if !offset.is_multiple_of(8) || offset / 8 > self.ccws.len() as u32 {
             return None;
         }
         // 8 past the last CCW of one segment is the first of the next: what counts is the CCW

@@ -90,7 +90,7 @@ impl Fetch<'_> {
 
     /// The CCW at `address`; `None` where there can be none.
     fn ccw(&self, address: u64) -> Option<Ccw> {
-        if address % 8 != 0 || address >= self.address_limit() {
+        if !address.is_multiple_of(8) || address >= self.address_limit() {
             return None;
         }
         Some(Ccw::decode(self.map.load_doubleword(address)?, self.format_1))
@@ -100,7 +100,7 @@ impl Fetch<'_> {
     fn transfer(&self, ccw: &Ccw) -> ShadowCcw {
         let target = u64::from(ccw.address);
         let odd = self.format_1 && (!ccw.flags.is_empty() || ccw.count != 0);
-        if odd || target % 8 != 0 || target >= self.address_limit() {
+        if odd || !target.is_multiple_of(8) || target >= self.address_limit() {
             return ShadowCcw::stop(ccw.count);
         }
         ShadowCcw {
@@ -183,7 +183,7 @@ impl Fetch<'_> {
         let format = self.idaws;
         let block = u64::from(format.block());
         let list = u64::from(ccw.address);
-        if list % u64::from(format.size()) != 0 || list >= self.address_limit() {
+        if !list.is_multiple_of(u64::from(format.size())) || list >= self.address_limit() {
             return false;
         }
         let moves = self.moves_data(ccw);

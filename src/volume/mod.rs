@@ -117,7 +117,7 @@ impl Volume {
         if bytes == 0 {
             return Err(VolumeError::Empty { path: path.to_owned() });
         }
-        if bytes % BLOCK != 0 {
+        if !bytes.is_multiple_of(BLOCK) {
             return Err(VolumeError::Ragged { path: path.to_owned(), bytes });
         }
         let blocks = u32::try_from(bytes / BLOCK)
