@@ -19,7 +19,10 @@ const MEMORY: usize = 64 << 20;
 const DATA: u32 = 4096;
 
 /// Looks at an empty completion ring before the driving thread sleeps: some microseconds.
-const LOOKS: u32 = 2000;
+const LOOKS: u32 = 64;
+
+/// Pauses between two looks: a microsecond or so.
+const PAUSES: u32 = 24;
 
 /// Null devices with one program each: WRITE 4 KiB, everything on (translation, pool, metrics).
 #[derive(Debug)]
@@ -85,7 +88,9 @@ impl NullLoad {
                 empty = 0;
             } else if empty < LOOKS {
                 empty += 1;
-                std::hint::spin_loop();
+                // Let some gather: a look at every completion takes the ring's lines away from the
+                // shard each time.
+                (0..PAUSES).for_each(|_| std::hint::spin_loop());
             } else {
                 // The shard may be waiting for this very core.
                 self.completions.wait(None)?;
