@@ -51,6 +51,7 @@ pub mod engine;
 pub mod service;
 mod shadow;
 mod translation;
+mod turn;
 pub mod volume;
 mod watch;
 

@@ -111,29 +111,19 @@ impl Endpoint {
         let (listener, local_addr) =
             listen(addr).map_err(|source| EndpointError::from_listen(addr, source))?;
         let start = |source| EndpointError::Start { source };
-        let runtime = runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(start)?;
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(start)?;
         let listener = {
             let _context = runtime.enter();
             tokio::net::TcpListener::from_std(listener).map_err(start)?
         };
-        let page = Arc::new(Page {
-            registry,
-            max_age: limits.page_age,
-            rendered: Mutex::default(),
-        });
+        let page =
+            Arc::new(Page { registry, max_age: limits.page_age, rendered: Mutex::default() });
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::Builder::new()
             .name("ccw-metrics".into())
             .spawn(move || serve(runtime, listener, page, limits, stopped))
             .map_err(start)?;
-        Ok(Self {
-            local_addr,
-            stop: Some(stop),
-            thread: Some(thread),
-        })
+        Ok(Self { local_addr, stop: Some(stop), thread: Some(thread) })
     }
 
     /// The address that is listened on, with the port that was picked.

@@ -79,17 +79,11 @@ pub(crate) fn write_stage_durations(totals: &Totals, text: &mut String) -> fmt::
 fn write_histogram(snapshot: &Snapshot, labels: &str, text: &mut String) -> fmt::Result {
     let counts = snapshot.cumulative(&PROMETHEUS_BOUNDS_NS);
     for ((_, le), count) in BOUNDS.iter().zip(counts) {
-        writeln!(
-            text,
-            "{STAGE_DURATION}_bucket{{{labels},le=\"{le}\"}} {count}"
-        )?;
+        writeln!(text, "{STAGE_DURATION}_bucket{{{labels},le=\"{le}\"}} {count}")?;
     }
     let count = snapshot.count();
     let sum_s = snapshot.sum_ns() as f64 / 1e9;
-    writeln!(
-        text,
-        "{STAGE_DURATION}_bucket{{{labels},le=\"+Inf\"}} {count}"
-    )?;
+    writeln!(text, "{STAGE_DURATION}_bucket{{{labels},le=\"+Inf\"}} {count}")?;
     writeln!(text, "{STAGE_DURATION}_sum{{{labels}}} {sum_s}")?;
     writeln!(text, "{STAGE_DURATION}_count{{{labels}}} {count}")
 }

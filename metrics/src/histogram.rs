@@ -136,10 +136,7 @@ mod tests {
             assert_eq!(bucket_of(top), bucket, "last value of bucket {bucket}");
             let width = top.saturating_sub(next).saturating_add(1);
             if bucket < BUCKETS - 1 {
-                assert!(
-                    width == 1 || width * 32 <= next,
-                    "bucket {bucket}: {width} at {next}"
-                );
+                assert!(width == 1 || width * 32 <= next, "bucket {bucket}: {width} at {next}");
             }
             next = top.wrapping_add(1);
         }

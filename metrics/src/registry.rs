@@ -144,11 +144,7 @@ impl Registry {
         recorder.describe_gauge(KeyName::from(name.to_owned()), None, help.to_owned().into());
         let gauge = recorder.register_gauge(&key, &METADATA);
         gauges.retain(|known| known.key != key);
-        gauges.push(SampledGauge {
-            key,
-            gauge,
-            sample: Arc::new(sample),
-        });
+        gauges.push(SampledGauge { key, gauge, sample: Arc::new(sample) });
         Ok(())
     }
 
@@ -169,11 +165,7 @@ impl Registry {
     pub fn snapshot_by_shard(&self) -> Vec<(String, Totals)> {
         let mut shards = self.inner.shards.lock();
         shards.retire();
-        shards
-            .live
-            .iter()
-            .map(|shard| (shard.label().to_owned(), shard.totals()))
-            .collect()
+        shards.live.iter().map(|shard| (shard.label().to_owned(), shard.totals())).collect()
     }
 
     /// Everything in Prometheus' text format, version 0.0.4.
@@ -217,10 +209,7 @@ impl Shards {
             // `get_mut` succeeds once the registry is the only owner, and then sees all that the
             // last owner wrote before it let go (it acquires what that drop released).
             let ended = Arc::get_mut(shard).map(|shard| shard.totals());
-            ended
-                .as_ref()
-                .inspect(|totals| retired.merge(totals))
-                .is_none()
+            ended.as_ref().inspect(|totals| retired.merge(totals)).is_none()
         });
     }
 }
@@ -262,20 +251,12 @@ pub enum GaugeError {
 
 fn check_gauge_name(name: &str) -> Result<(), GaugeError> {
     if !is_identifier(name) {
-        return Err(GaugeError::Name {
-            name: name.to_owned(),
-        });
+        return Err(GaugeError::Name { name: name.to_owned() });
     }
     let own = [BUILD_INFO, STAGE_DURATION].contains(&name);
     // These endings also cover every counter of the registry and the series of the histogram.
-    if own
-        || ["_total", "_bucket", "_sum", "_count"]
-            .iter()
-            .any(|ending| name.ends_with(ending))
-    {
-        return Err(GaugeError::Reserved {
-            name: name.to_owned(),
-        });
+    if own || ["_total", "_bucket", "_sum", "_count"].iter().any(|ending| name.ends_with(ending)) {
+        return Err(GaugeError::Reserved { name: name.to_owned() });
     }
     Ok(())
 }
@@ -284,19 +265,14 @@ fn check_label_name(name: &str, label: &str) -> Result<(), GaugeError> {
     if is_identifier(label) && !label.starts_with("__") {
         Ok(())
     } else {
-        Err(GaugeError::Label {
-            name: name.to_owned(),
-            label: label.to_owned(),
-        })
+        Err(GaugeError::Label { name: name.to_owned(), label: label.to_owned() })
     }
 }
 
 fn is_identifier(name: &str) -> bool {
     let letter = |byte: u8| byte.is_ascii_alphabetic() || byte == b'_';
     name.bytes().next().is_some_and(letter)
-        && name
-            .bytes()
-            .all(|byte| letter(byte) || byte.is_ascii_digit())
+        && name.bytes().all(|byte| letter(byte) || byte.is_ascii_digit())
 }
 
 fn describe_counter(recorder: &PrometheusRecorder, name: &'static str, help: &'static str) {
@@ -353,18 +329,9 @@ mod tests {
         let depth = Arc::new(AtomicU64::new(3));
         let seen = Arc::clone(&depth);
         let add = |registry: &Registry, sample: Box<dyn Fn() -> f64 + Send + Sync>| {
-            registry.gauge_with(
-                "vfio_ccw_ring_depth",
-                "Entries.",
-                &[("ring", "a\"b")],
-                sample,
-            )
+            registry.gauge_with("vfio_ccw_ring_depth", "Entries.", &[("ring", "a\"b")], sample)
         };
-        add(
-            &registry,
-            Box::new(move || seen.load(Ordering::Relaxed) as f64),
-        )
-        .expect("valid");
+        add(&registry, Box::new(move || seen.load(Ordering::Relaxed) as f64)).expect("valid");
         let line = |value: &str| format!("vfio_ccw_ring_depth{{ring=\"a\\\"b\"}} {value}\n");
         assert!(registry.render().contains(&line("3")));
         depth.store(9, Ordering::Relaxed);
@@ -374,11 +341,7 @@ mod tests {
         let text = registry.render();
         assert!(text.contains(&line("0.5")), "{text}");
         assert_eq!(text.matches("vfio_ccw_ring_depth{").count(), 1);
-        assert_eq!(
-            Arc::strong_count(&depth),
-            1,
-            "the replaced function is gone"
-        );
+        assert_eq!(Arc::strong_count(&depth), 1, "the replaced function is gone");
     }
 
     #[test]
@@ -389,9 +352,7 @@ mod tests {
             let registry = weak.upgrade().map(|inner| Registry { inner });
             registry.map_or(0.0, |registry| registry.snapshot_by_shard().len() as f64)
         };
-        registry
-            .gauge("vfio_ccw_shards", "Running shards.", running)
-            .expect("valid");
+        registry.gauge("vfio_ccw_shards", "Running shards.", running).expect("valid");
         let shard = registry.shard("0");
         assert!(registry.render().contains("vfio_ccw_shards 1\n"));
         drop(shard);
@@ -405,21 +366,12 @@ mod tests {
         for name in ["", "9lives", "a-b", "a b", "ä"] {
             assert_eq!(refused(name), GaugeError::Name { name: name.into() });
         }
-        for name in [
-            "vfio_ccw_starts_total",
-            "x_bucket",
-            "x_count",
-            BUILD_INFO,
-            STAGE_DURATION,
-        ] {
+        for name in ["vfio_ccw_starts_total", "x_bucket", "x_count", BUILD_INFO, STAGE_DURATION] {
             assert_eq!(refused(name), GaugeError::Reserved { name: name.into() });
         }
         for label in ["", "__name__", "a.b", "1"] {
             let error = registry.gauge_with("x", "Help.", &[(label, "v")], || 0.0);
-            let expected = GaugeError::Label {
-                name: "x".into(),
-                label: label.into(),
-            };
+            let expected = GaugeError::Label { name: "x".into(), label: label.into() };
             assert_eq!(error, Err(expected));
         }
         assert!(registry.inner.gauges.lock().is_empty());

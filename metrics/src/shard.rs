@@ -277,35 +277,19 @@ mod tests {
     #[test]
     fn a_class_has_histograms_from_its_first_use_on() {
         let shard = ShardMetrics::new("0".into());
-        assert!(
-            shard
-                .totals()
-                .stage_of(DeviceClass::Tape, Stage::Pin)
-                .is_none()
-        );
+        assert!(shard.totals().stage_of(DeviceClass::Tape, Stage::Pin).is_none());
         shard.class(DeviceClass::Tape).record(Stage::Pin, 50);
         let totals = shard.totals();
-        let pin = totals
-            .stage_of(DeviceClass::Tape, Stage::Pin)
-            .expect("used");
+        let pin = totals.stage_of(DeviceClass::Tape, Stage::Pin).expect("used");
         assert_eq!(pin.count(), u64::from(RECORDING));
-        assert_eq!(
-            totals
-                .stage_of(DeviceClass::Tape, Stage::Total)
-                .expect("used")
-                .count(),
-            0
-        );
+        assert_eq!(totals.stage_of(DeviceClass::Tape, Stage::Total).expect("used").count(), 0);
         assert!(totals.stage_of(DeviceClass::Fba, Stage::Pin).is_none());
     }
 
     #[test]
     fn the_same_class_is_the_same_memory() {
         let shard = ShardMetrics::new("0".into());
-        assert!(std::ptr::eq(
-            shard.class(DeviceClass::Fba),
-            shard.class(DeviceClass::Fba)
-        ));
+        assert!(std::ptr::eq(shard.class(DeviceClass::Fba), shard.class(DeviceClass::Fba)));
     }
 
     #[test]

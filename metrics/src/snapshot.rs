@@ -14,11 +14,7 @@ pub struct Snapshot {
 
 impl Snapshot {
     pub(crate) fn from_parts(buckets: Box<[u64; BUCKETS]>, sum_ns: u64, max_ns: u64) -> Self {
-        Self {
-            buckets,
-            sum_ns,
-            max_ns,
-        }
+        Self { buckets, sum_ns, max_ns }
     }
 
     /// How many samples there are.
@@ -114,11 +110,7 @@ impl Snapshot {
         let highest = buckets.iter().rposition(|&samples| samples > 0);
         // A new maximum lies in that very bucket, so the lesser of the two is exactly it.
         let max_ns = highest.map_or(0, |bucket| bucket_top(bucket).min(self.max_ns));
-        Self {
-            buckets,
-            sum_ns: self.sum_ns.saturating_sub(earlier.sum_ns),
-            max_ns,
-        }
+        Self { buckets, sum_ns: self.sum_ns.saturating_sub(earlier.sum_ns), max_ns }
     }
 
     /// Writes the summary under `name`: a thousand buckets would drown every log line.
@@ -136,11 +128,7 @@ impl Snapshot {
 impl Default for Snapshot {
     /// No samples.
     fn default() -> Self {
-        Self {
-            buckets: Box::new([0; BUCKETS]),
-            sum_ns: 0,
-            max_ns: 0,
-        }
+        Self { buckets: Box::new([0; BUCKETS]), sum_ns: 0, max_ns: 0 }
     }
 }
 
@@ -166,10 +154,7 @@ mod tests {
 
     /// Durations of every magnitude, as likely short as long, now and then beyond the range.
     fn durations() -> impl Strategy<Value = Vec<u64>> {
-        vec(
-            (any::<u64>(), 26..60_u32).prop_map(|(ns, shift)| ns >> shift),
-            0..400,
-        )
+        vec((any::<u64>(), 26..60_u32).prop_map(|(ns, shift)| ns >> shift), 0..400)
     }
 
     #[test]
@@ -195,10 +180,7 @@ mod tests {
         assert_eq!(long.sum_ns(), 4 * LIMIT_NS + 1000);
         assert_eq!(long.max_ns(), 3 * LIMIT_NS);
         assert_eq!(long.quantile(1.0), 3 * LIMIT_NS);
-        assert_eq!(
-            long.cumulative(&[LIMIT_NS - 1, LIMIT_NS, u64::MAX]),
-            [1, 1, 3]
-        );
+        assert_eq!(long.cumulative(&[LIMIT_NS - 1, LIMIT_NS, u64::MAX]), [1, 1, 3]);
     }
 
     #[test]
@@ -207,11 +189,7 @@ mod tests {
         let later = recorded(&[1_000_000, 1000]);
         let between = later.minus(&earlier);
         assert_eq!((between.count(), between.sum_ns()), (1, 1000));
-        assert!(
-            (1000..=1031).contains(&between.max_ns()),
-            "{}",
-            between.max_ns()
-        );
+        assert!((1000..=1031).contains(&between.max_ns()), "{}", between.max_ns());
         assert_eq!(earlier.minus(&later).count(), 0);
     }
 

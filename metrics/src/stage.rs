@@ -90,10 +90,7 @@ mod tests {
         assert_eq!(stages.len(), Stage::COUNT);
         assert_eq!(classes.len(), DeviceClass::COUNT);
         for name in stages.iter().chain(&classes) {
-            assert!(
-                name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'),
-                "{name}"
-            );
+            assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{name}");
         }
     }
 

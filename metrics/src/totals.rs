@@ -47,16 +47,12 @@ impl Totals {
     /// ever attached.
     #[must_use]
     pub fn stage_of(&self, class: DeviceClass, stage: Stage) -> Option<&Snapshot> {
-        self.classes[class.index()]
-            .as_ref()
-            .map(|stages| &stages[stage.index()])
+        self.classes[class.index()].as_ref().map(|stages| &stages[stage.index()])
     }
 
     /// The device classes that are in use.
     pub fn classes(&self) -> impl Iterator<Item = DeviceClass> + '_ {
-        DeviceClass::ALL
-            .into_iter()
-            .filter(|class| self.classes[class.index()].is_some())
+        DeviceClass::ALL.into_iter().filter(|class| self.classes[class.index()].is_some())
     }
 
     /// Adds what `other` measured.
@@ -160,13 +156,9 @@ mod tests {
         assert_eq!(interval.counter(CounterKind::Starts), 5);
         assert_eq!(interval.completions(Outcome::Ok), 1);
         assert_eq!(interval.completions(Outcome::DeferredCc), 0);
-        let fba = interval
-            .stage_of(DeviceClass::Fba, Stage::Total)
-            .expect("used before");
+        let fba = interval.stage_of(DeviceClass::Fba, Stage::Total).expect("used before");
         assert_eq!((fba.count(), fba.sum_ns()), (1, 31));
-        let null = interval
-            .stage_of(DeviceClass::Null, Stage::Start)
-            .expect("used since");
+        let null = interval.stage_of(DeviceClass::Null, Stage::Start).expect("used since");
         assert_eq!((null.count(), null.sum_ns()), (1, 7));
     }
 }

@@ -35,35 +35,21 @@ fn parse(text: &str) -> BTreeMap<String, Family> {
             let (name, kind) = rest.split_once(' ').expect("a type");
             let (helped, words) = help.take().expect("each type line follows its help line");
             assert_eq!(helped, name);
-            let family = Family {
-                kind: kind.into(),
-                help: words,
-                samples: Vec::new(),
-            };
-            assert!(
-                families.insert(name.into(), family).is_none(),
-                "{name} comes twice"
-            );
+            let family = Family { kind: kind.into(), help: words, samples: Vec::new() };
+            assert!(families.insert(name.into(), family).is_none(), "{name} comes twice");
             current = name.into();
         } else {
             assert!(!line.starts_with('#'), "unexpected comment {line}");
             let (name, labels, value) = parse_sample(line);
-            let family = families
-                .get_mut(&current)
-                .expect("a type line before any sample");
-            let suffix = name
-                .strip_prefix(current.as_str())
-                .expect("samples stay together");
+            let family = families.get_mut(&current).expect("a type line before any sample");
+            let suffix = name.strip_prefix(current.as_str()).expect("samples stay together");
             let suffixes: &[&str] = match family.kind.as_str() {
                 "counter" | "gauge" => &[""],
                 "histogram" => &["_bucket", "_sum", "_count"],
                 other => panic!("type {other}"),
             };
             assert!(suffixes.contains(&suffix), "{line} in a {}", family.kind);
-            assert!(
-                series.insert((name.clone(), labels.clone())),
-                "{line} comes twice"
-            );
+            assert!(series.insert((name.clone(), labels.clone())), "{line} comes twice");
             family.samples.push((name, labels, value));
         }
     }
@@ -77,14 +63,8 @@ fn parse(text: &str) -> BTreeMap<String, Family> {
 fn parse_sample(line: &str) -> (String, Labels, f64) {
     let identifier = |word: &str| {
         let first = word.bytes().next().expect("not empty");
-        assert!(
-            first.is_ascii_alphabetic() || first == b'_',
-            "{word} in {line}"
-        );
-        assert!(
-            word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'),
-            "{word} in {line}"
-        );
+        assert!(first.is_ascii_alphabetic() || first == b'_', "{word} in {line}");
+        assert!(word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'), "{word} in {line}");
         word.to_owned()
     };
     let (series, value) = line.rsplit_once(' ').expect("a value");
@@ -109,10 +89,7 @@ fn parse_sample(line: &str) -> (String, Labels, f64) {
                 (_, plain) => text.push(plain),
             }
         };
-        assert!(
-            labels.insert(identifier(label), text).is_none(),
-            "label twice in {line}"
-        );
+        assert!(labels.insert(identifier(label), text).is_none(), "label twice in {line}");
         rest = &quoted[end + 1..];
         if !rest.is_empty() {
             rest = rest.strip_prefix(',').expect("a comma between labels");
@@ -130,31 +107,16 @@ fn busy_registry() -> Registry {
         shard.submitters().doorbells_suppressed.add(2);
         shard.complete(Outcome::Ok);
         shard.complete(Outcome::RefusedPolicy);
-        for ns in [
-            100,
-            251,
-            1_000_000,
-            1_000_001,
-            999_999,
-            3_000_000_000,
-            90_000_000_000,
-        ] {
+        for ns in [100, 251, 1_000_000, 1_000_001, 999_999, 3_000_000_000, 90_000_000_000] {
             shard.class(DeviceClass::Fba).record(Stage::Device, ns);
         }
         let _attached = shard.class(DeviceClass::Null);
     }
     let labels = [("pinner", "type1 \"a\\b\"\nc")];
     registry
-        .gauge_with(
-            "vfio_ccw_pinned_bytes",
-            "Bytes pinned\nnow.",
-            &labels,
-            || 8192.0,
-        )
+        .gauge_with("vfio_ccw_pinned_bytes", "Bytes pinned\nnow.", &labels, || 8192.0)
         .expect("valid");
-    registry
-        .gauge("vfio_ccw_budget_bytes", "The limit.", || f64::INFINITY)
-        .expect("valid");
+    registry.gauge("vfio_ccw_budget_bytes", "The limit.", || f64::INFINITY).expect("valid");
     registry
 }
 
@@ -163,28 +125,20 @@ fn every_counter_and_gauge_is_there_with_its_help_and_value() {
     let families = parse(&busy_registry().render());
     for kind in CounterKind::ALL {
         let family = &families[kind.name()];
-        assert_eq!(
-            (family.kind.as_str(), family.help.as_str()),
-            ("counter", kind.help())
-        );
+        assert_eq!((family.kind.as_str(), family.help.as_str()), ("counter", kind.help()));
         let expected = match kind {
             CounterKind::Starts if RECORDING => 42.0,
             CounterKind::ReadBytes if RECORDING => 8192.0,
             CounterKind::DoorbellsSuppressed if RECORDING => 4.0,
             _ => 0.0,
         };
-        assert_eq!(
-            family.samples,
-            [(kind.name().to_owned(), Labels::new(), expected)]
-        );
+        assert_eq!(family.samples, [(kind.name().to_owned(), Labels::new(), expected)]);
     }
 
     let outcomes = &families["vfio_ccw_completions_total"].samples;
     assert_eq!(outcomes.len(), Outcome::COUNT);
     for outcome in Outcome::ALL {
-        let value = outcomes
-            .iter()
-            .find(|(_, labels, _)| labels["outcome"] == outcome.name());
+        let value = outcomes.iter().find(|(_, labels, _)| labels["outcome"] == outcome.name());
         let expected = match outcome {
             Outcome::Ok | Outcome::RefusedPolicy if RECORDING => 2.0,
             _ => 0.0,
@@ -193,16 +147,10 @@ fn every_counter_and_gauge_is_there_with_its_help_and_value() {
     }
 
     let pinned = &families["vfio_ccw_pinned_bytes"];
-    assert_eq!(
-        (pinned.kind.as_str(), pinned.help.as_str()),
-        ("gauge", "Bytes pinned\\nnow.")
-    );
+    assert_eq!((pinned.kind.as_str(), pinned.help.as_str()), ("gauge", "Bytes pinned\\nnow."));
     assert_eq!(pinned.samples[0].1["pinner"], "type1 \"a\\b\"\nc");
     assert_eq!(pinned.samples[0].2, 8192.0);
-    assert_eq!(
-        families["vfio_ccw_budget_bytes"].samples[0].2,
-        f64::INFINITY
-    );
+    assert_eq!(families["vfio_ccw_budget_bytes"].samples[0].2, f64::INFINITY);
 
     let build = &families["vfio_ccw_build_info"].samples;
     assert_eq!(build[0].1["version"], env!("CARGO_PKG_VERSION"));
@@ -215,10 +163,7 @@ fn each_histogram_is_cumulative_and_ends_at_its_count() {
     let family = &families["vfio_ccw_stage_duration_seconds"];
     assert_eq!(family.kind, "histogram");
     let series = 2 * Stage::COUNT;
-    assert_eq!(
-        family.samples.len(),
-        series * (PROMETHEUS_BOUNDS_NS.len() + 3)
-    );
+    assert_eq!(family.samples.len(), series * (PROMETHEUS_BOUNDS_NS.len() + 3));
 
     for histogram in family.samples.chunks(PROMETHEUS_BOUNDS_NS.len() + 3) {
         let (buckets, ends) = histogram.split_at(PROMETHEUS_BOUNDS_NS.len() + 1);
@@ -226,25 +171,15 @@ fn each_histogram_is_cumulative_and_ends_at_its_count() {
         for (name, labels, count) in buckets {
             assert!(name.ends_with("_bucket"));
             let le: f64 = labels["le"].parse().expect("a bound");
-            assert!(
-                le > last.0 && *count >= last.1,
-                "{labels:?}: {count} after {last:?}"
-            );
+            assert!(le > last.0 && *count >= last.1, "{labels:?}: {count} after {last:?}");
             last = (le, *count);
         }
         let (sum, count) = (&ends[0], &ends[1]);
         assert!(sum.0.ends_with("_sum") && count.0.ends_with("_count"));
-        assert_eq!(
-            last,
-            (f64::INFINITY, count.2),
-            "the last bucket holds everything"
-        );
+        assert_eq!(last, (f64::INFINITY, count.2), "the last bucket holds everything");
         let labels = &count.1;
         for (_, bucket, _) in buckets {
-            assert_eq!(
-                (&bucket["stage"], &bucket["class"]),
-                (&labels["stage"], &labels["class"])
-            );
+            assert_eq!((&bucket["stage"], &bucket["class"]), (&labels["stage"], &labels["class"]));
         }
         let busy = labels["stage"] == "device" && labels["class"] == "fba" && RECORDING;
         assert_eq!(count.2, if busy { 14.0 } else { 0.0 });
@@ -258,10 +193,8 @@ fn each_histogram_is_cumulative_and_ends_at_its_count() {
 fn a_sample_counts_for_a_bound_only_when_it_surely_was_within() {
     let families = parse(&busy_registry().render());
     let at = |le: &str| {
-        let bucket = families["vfio_ccw_stage_duration_seconds"]
-            .samples
-            .iter()
-            .find(|(_, l, _)| {
+        let bucket =
+            families["vfio_ccw_stage_duration_seconds"].samples.iter().find(|(_, l, _)| {
                 l["stage"] == "device"
                     && l["class"] == "fba"
                     && l.get("le").is_some_and(|x| x == le)
@@ -280,11 +213,7 @@ fn a_sample_counts_for_a_bound_only_when_it_surely_was_within() {
 #[test]
 fn an_idle_registry_renders_too() {
     let families = parse(&Registry::new().render());
-    assert!(
-        families["vfio_ccw_stage_duration_seconds"]
-            .samples
-            .is_empty()
-    );
+    assert!(families["vfio_ccw_stage_duration_seconds"].samples.is_empty());
     assert_eq!(families["vfio_ccw_starts_total"].samples[0].2, 0.0);
 }
 

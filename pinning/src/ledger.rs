@@ -51,6 +51,11 @@ impl Ledger {
         self.peak
     }
 
+    /// The frames on the accounts.
+    pub(crate) fn frames(&self) -> Vec<u32> {
+        self.slots.iter().copied().filter(|frame| *frame != VACANT).collect()
+    }
+
     /// Makes room for `need` more frames: claims idle ones for eviction into `victims` until the
     /// sum fits. `false`, and nothing claimed, where too many are in use.
     pub(crate) fn make_room(

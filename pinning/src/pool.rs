@@ -301,7 +301,8 @@ impl Pool {
     pub fn unpin_all_idle(&self) -> Result<u64, HoldError> {
         let before = self.pinned_bytes();
         let mut hold = Hold::default();
-        self.unpin_idle(&mut hold, 0..self.map.frames())?;
+        let frames = self.ledger.lock().frames();
+        self.unpin_idle(&mut hold, frames.into_iter())?;
         Ok(before.saturating_sub(self.pinned_bytes()))
     }
 
@@ -608,6 +609,21 @@ impl std::fmt::Debug for Pool {
             .field("limit_frames", &ledger.limit())
             .field("queued", &ledger.queued())
             .finish_non_exhaustive()
+    }
+}
+
+/// Unpins everything that is not in use. What a lost [`Hold`] still holds stays pinned: a device may
+/// be using it.
+impl Drop for Pool {
+    fn drop(&mut self) {
+        if *self.whole.get_mut() {
+            for frame in self.ledger.get_mut().frames() {
+                self.words[frame as usize].release();
+            }
+        }
+        if let Err(error) = self.unpin_all_idle() {
+            tracing::error!(%error, "frames stay pinned");
+        }
     }
 }
 

@@ -12,12 +12,15 @@ use crate::architecture::{
     ScswFlags, SubchannelStatus,
 };
 
+use crate::turn;
+
 use super::data::{Data, Used};
 use super::{Device, DmaSpace, Ending};
 
-/// TICs that one program may execute. A program that loops longer ends in a program check: there is
-/// no operator here to notice it.
-pub const TRANSFER_LIMIT: u32 = 1 << 20;
+/// CCWs that one start may execute, TICs and data-chained ones included. A program that loops longer
+/// ends in a program check: there is no operator here to notice it, and whoever waits for its end
+/// (a detach, the end of the service) must not wait for hours. At 65,535 bytes a CCW this is 4 GiB.
+pub const CCW_LIMIT: u32 = 1 << 16;
 
 /// Commands between two chances for the other subchannels of the shard.
 const COMMANDS_A_TURN: u32 = 64;
@@ -32,7 +35,8 @@ pub(super) struct Channel<'a> {
     pub(super) next: u32,
     /// A CCW with the PCI flag has taken control.
     program_controlled: bool,
-    transfers: u32,
+    /// CCWs read so far.
+    executed: u32,
 }
 
 /// What the channel found at its place in the program.
@@ -52,7 +56,8 @@ impl Channel<'_> {
     fn fetch(&mut self) -> Option<Ccw> {
         let at = u64::from(self.next);
         self.next = self.next.wrapping_add(8);
-        if !at.is_multiple_of(8) || at >= self.address_limit() {
+        self.executed += 1;
+        if !at.is_multiple_of(8) || at >= self.address_limit() || self.executed > CCW_LIMIT {
             return None;
         }
         Some(Ccw::decode(self.dma.load_doubleword(at)?, self.format_1))
@@ -99,9 +104,8 @@ impl Channel<'_> {
 
     /// Goes where a TIC leads and reads what stands there.
     fn transfer(&mut self, tic: &Ccw) -> Option<Ccw> {
-        self.transfers += 1;
         let odd = self.format_1 && (!tic.flags.is_empty() || tic.count != 0);
-        if odd || !tic.address.is_multiple_of(8) || self.transfers > TRANSFER_LIMIT {
+        if odd || !tic.address.is_multiple_of(8) {
             return None;
         }
         self.next = tic.address;
@@ -133,12 +137,12 @@ pub async fn execute<D: Device>(orb: &Orb, dma: &DmaSpace, device: &mut D) -> Ir
         idaws: orb.idaw_format(),
         next: orb.cpa(),
         program_controlled: false,
-        transfers: 0,
+        executed: 0,
     };
     device.begin();
     for command in 0u32.. {
         if command > 0 && command.is_multiple_of(COMMANDS_A_TURN) {
-            tokio::task::yield_now().await;
+            turn::pass().await;
         }
         let ccw = match channel.fetch_command(command == 0) {
             Found::Command(ccw) => ccw,
@@ -169,7 +173,7 @@ pub async fn execute<D: Device>(orb: &Orb, dma: &DmaSpace, device: &mut D) -> Ir
         }
         return irb;
     }
-    // 2^32 commands: no program that TRANSFER_LIMIT lets run gets here.
+    // 2^32 commands: no program that CCW_LIMIT lets run gets here.
     end(&channel, orb, DeviceStatus::empty(), SubchannelStatus::PROGRAM_CHECK, 0)
 }
 
@@ -284,7 +288,8 @@ mod tests {
                 return Ending::unit_check();
             }
             if CommandClass::of(code).stores() {
-                let pattern: Vec<u8> = (0..self.size).map(|index| index as u8 + 1).collect();
+                let pattern: Vec<u8> =
+                    (0..self.size).map(|index| (index as u8).wrapping_add(1)).collect();
                 data.store(&pattern);
             } else {
                 let mut buffer = vec![0; self.size];
@@ -506,8 +511,13 @@ mod tests {
         let mut bench = Bench::new(0);
         let program = [Ccw::new(command::NOP, 0, 0).with(CC), Ccw::new(command::TIC, 0x100, 0)];
         let scsw = bench.run(Orb::new(0x100), &program);
-        assert_eq!(summary(scsw), (DeviceStatus::empty(), PGM, 0, 0x110));
-        assert_eq!(bench.probe.seen.len(), TRANSFER_LIMIT as usize + 1);
+        assert_eq!(scsw.subchannel_status(), PGM);
+        assert_eq!(bench.probe.seen.len(), CCW_LIMIT as usize / 2);
+        // The same within one data chain, where the device never gets to say stop.
+        let mut bench = Bench::new(1 << 20);
+        let program = [Ccw::new(0x02, 0x1000, 1).with(CD), Ccw::new(command::TIC, 0x100, 0)];
+        let scsw = bench.run(Orb::new(0x100), &program);
+        assert_eq!((scsw.subchannel_status(), bench.probe.seen.len()), (PGM, 1));
     }
 
     #[test]
@@ -529,7 +539,7 @@ mod tests {
             idaws: IdawFormat::Format2Blocks4K,
             next: 0x108,
             program_controlled: false,
-            transfers: 0,
+            executed: 0,
         };
         let mut data = Data::new(channel, program[0]);
         assert!(matches!(data.next(4), Some(Extent::Memory(_))));

@@ -20,5 +20,5 @@ pub use data::{Data, Extent};
 pub use device::{Device, Ending, Sense, SenseId};
 pub use dma::{DmaSpace, Window, WindowError};
 pub use fba::Fba;
-pub use interpreter::{TRANSFER_LIMIT, execute};
+pub use interpreter::{CCW_LIMIT, execute};
 pub use null::Null;

@@ -88,6 +88,8 @@ pub(crate) fn main() -> ExitCode {
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .with_target(false)
+        // A log that cannot be written is no reason to panic.
+        .log_internal_errors(false)
         .init();
     let result = match arguments.tool {
         None => run::run(&arguments.job),

@@ -16,6 +16,7 @@ use vfio_ccw_load::units::Bytes;
 use vfio_ccw_load::verify::{self, WholeVolume};
 use vfio_ccw_load::{
     Access, Buffers, JobReport, LiveLine, LoadError, Progress, Quiet, StageRow, Workload,
+    WorkloadError,
 };
 use vfio_ccw_metrics::{CounterKind, Endpoint, EndpointError, Registry, Snapshot, Stage, Totals};
 
@@ -98,6 +99,8 @@ pub(super) fn run(job: &Job) -> Result<bool, Failure> {
     job.announce(&service, &volume, endpoint.as_ref());
 
     let seed = job.seed.unwrap_or_else(clock_seed);
+    // Known now, not after the pass over the volume.
+    job.workload(&volume, buffers, seed).generator(job.subchannels).map_err(impossible)?;
     let verified = match writes && !job.skip_verify {
         true => {
             let block = verify_block(service.pool().budget_bytes());
@@ -276,6 +279,17 @@ impl Job {
         Ok(report.is_clean() || report.stopped && faults == 0)
     }
 
+    fn workload(&self, volume: &Volume, buffers: Buffers, seed: u64) -> Workload {
+        Workload {
+            read_percent: if volume.is_read_only() { 100 } else { self.read_percent },
+            access: self.access,
+            buffers,
+            // Not the seed of the pass before: its data must not pass for this load's.
+            seed: seed.wrapping_add(1),
+            ..Workload::new(volume.bytes(), self.block as u32)
+        }
+    }
+
     /// The mixed load.
     fn load(
         &self,
@@ -285,18 +299,10 @@ impl Job {
         seed: u64,
         stop: &AtomicBool,
     ) -> Result<closed_loop::LoadReport, Failure> {
-        let writes = !volume.is_read_only();
-        let workload = Workload {
-            read_percent: if writes { self.read_percent } else { 100 },
-            access: self.access,
-            buffers,
-            // Not the seed of the pass before: its data must not pass for this load's.
-            seed: seed.wrapping_add(1),
-            ..Workload::new(volume.bytes(), self.block as u32)
-        };
+        let workload = self.workload(volume, buffers, seed);
         let seconds = if stop.load(Ordering::Relaxed) { 1e-3 } else { self.seconds };
         let limit = Limit::duration(Duration::from_secs_f64(seconds));
-        let job = ClosedLoop { limit, verify: writes, ..ClosedLoop::new(workload) };
+        let job = ClosedLoop { limit, verify: !volume.is_read_only(), ..ClosedLoop::new(workload) };
         closed_loop::run(engine, &job, &mut *self.progress(), stop).map_err(explain)
     }
 
@@ -325,8 +331,15 @@ fn verify_block(budget: u64) -> u32 {
 
 fn explain(error: LoadError) -> Failure {
     match error {
-        LoadError::Workload(reason) => {
-            format!("{reason} (lower --subchannels or --block, or use a larger volume)").into()
+        LoadError::Workload(error) => impossible(error),
+        other => other.into(),
+    }
+}
+
+fn impossible(error: WorkloadError) -> Failure {
+    match error {
+        WorkloadError::VolumeTooSmall { .. } => {
+            format!("{error} (lower --subchannels or --block, or use a larger volume)").into()
         }
         other => other.into(),
     }

@@ -12,6 +12,7 @@ use crate::architecture::{IrbHead, Orb};
 use crate::backend::{Backend, Errno, IoRegion};
 use crate::shadow::Slot;
 use crate::translation::Program;
+use crate::turn;
 
 use super::refusal::{Refusal, outcome};
 use super::shard::{Context, Signal};
@@ -58,7 +59,7 @@ pub(super) async fn run<B: Backend>(mut seat: Seat, mut backend: B) {
             serve(&seat, &mut backend, request).await;
             served += 1;
             if served % REQUESTS_A_TURN == 0 {
-                tokio::task::yield_now().await;
+                turn::pass().await;
             }
         }
         if seat.shared.is_leaving() {

@@ -34,7 +34,10 @@ impl FileIo {
         in_flight: Rc<Cell<usize>>,
     ) -> Self {
         let way = match workers {
-            Some(workers) => Way::Workers(workers, Ticket::default()),
+            Some(workers) => {
+                let ticket = workers.ticket();
+                Way::Workers(workers, ticket)
+            }
             None => Way::Uring,
         };
         FileIo { way, in_flight, spans: Some(spans) }

@@ -1,14 +1,15 @@
 //! File operations where there is no io_uring: a try that does not block, then threads that may.
+//!
+//! The locks are the standard library's: parking_lot's allocate when a thread first has to wait, and
+//! nothing here may allocate once it runs.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::thread::{self, JoinHandle};
-
-use parking_lot::{Condvar, Mutex};
 
 use super::{Direction, Spans};
 
@@ -40,6 +41,8 @@ struct Queue {
 #[derive(Debug, Default)]
 struct QueueState {
     errands: VecDeque<Errand>,
+    /// Devices that may have an errand in the queue, one each.
+    devices: usize,
     closed: bool,
 }
 
@@ -80,6 +83,15 @@ impl Workers {
         Ok(workers)
     }
 
+    /// A place where one more device waits for its errands. The queue has room for all of them.
+    pub(super) fn ticket(&self) -> Ticket {
+        let mut state = lock(&self.queue.state);
+        state.devices += 1;
+        let missing = state.devices.saturating_sub(state.errands.len());
+        state.errands.reserve(missing);
+        Ticket::default()
+    }
+
     /// Has one operation done.
     pub(super) async fn run(
         &self,
@@ -88,7 +100,7 @@ impl Workers {
         job: Job,
         offset: u64,
     ) -> (io::Result<usize>, Box<Spans>) {
-        self.queue.state.lock().errands.push_back(Errand {
+        lock(&self.queue.state).errands.push_back(Errand {
             spans,
             job,
             offset,
@@ -96,7 +108,7 @@ impl Workers {
         });
         self.queue.ready.notify_one();
         poll_fn(|cx| {
-            let mut state = ticket.0.lock();
+            let mut state = lock(&ticket.0);
             match state.done.take() {
                 Some(done) => Poll::Ready(done),
                 None => {
@@ -111,7 +123,7 @@ impl Workers {
 
 impl Drop for Workers {
     fn drop(&mut self) {
-        self.queue.state.lock().closed = true;
+        lock(&self.queue.state).closed = true;
         self.queue.ready.notify_all();
         for thread in self.threads.drain(..) {
             // A worker that panicked has said so on its own.
@@ -120,10 +132,15 @@ impl Drop for Workers {
     }
 }
 
+/// What the locks guard stays whole when a thread panics: every change is one step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Queue {
     fn work(&self) {
         loop {
-            let mut state = self.state.lock();
+            let mut state = lock(&self.state);
             let errand = loop {
                 if let Some(errand) = state.errands.pop_front() {
                     break errand;
@@ -131,7 +148,7 @@ impl Queue {
                 if state.closed {
                     return;
                 }
-                self.ready.wait(&mut state);
+                state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
             };
             drop(state);
             errand.run();
@@ -146,7 +163,7 @@ impl Errand {
             Job::Zero(bytes) => self.spans.zero(self.offset, bytes),
         };
         let waker = {
-            let mut state = self.ticket.0.lock();
+            let mut state = lock(&self.ticket.0);
             state.done = Some((result, self.spans));
             state.waker.take()
         };

@@ -36,17 +36,14 @@ impl Access {
                 "zipf exponent {theta} is not above 0 and at most {}; 0.99 is usual",
                 Self::MAX_THETA
             )),
-            Self::WorkingSet {
-                percent_hot_accesses,
-                ..
-            } if percent_hot_accesses > 100 => Some(format!(
-                "hot accesses of {percent_hot_accesses} % exceed 100 %"
-            )),
-            Self::WorkingSet {
-                percent_hot_blocks, ..
-            } if !(1..=100).contains(&percent_hot_blocks) => Some(format!(
-                "hot blocks of {percent_hot_blocks} % are not within 1 % to 100 %"
-            )),
+            Self::WorkingSet { percent_hot_accesses, .. } if percent_hot_accesses > 100 => {
+                Some(format!("hot accesses of {percent_hot_accesses} % exceed 100 %"))
+            }
+            Self::WorkingSet { percent_hot_blocks, .. }
+                if !(1..=100).contains(&percent_hot_blocks) =>
+            {
+                Some(format!("hot blocks of {percent_hot_blocks} % are not within 1 % to 100 %"))
+            }
             _ => None,
         }
     }
@@ -64,11 +61,7 @@ enum Shape {
     Uniform,
     Zipf(Zipf, Scatter),
     Sequential,
-    WorkingSet {
-        percent_hot_accesses: u8,
-        hot: u64,
-        scatter: Scatter,
-    },
+    WorkingSet { percent_hot_accesses: u8, hot: u64, scatter: Scatter },
 }
 
 impl Selector {
@@ -77,10 +70,7 @@ impl Selector {
             Access::Uniform => Shape::Uniform,
             Access::Zipf(theta) => Shape::Zipf(Zipf::new(count, theta), Scatter::new(count)),
             Access::Sequential => Shape::Sequential,
-            Access::WorkingSet {
-                percent_hot_accesses,
-                percent_hot_blocks,
-            } => {
+            Access::WorkingSet { percent_hot_accesses, percent_hot_blocks } => {
                 let hot = u128::from(count) * u128::from(percent_hot_blocks) / 100;
                 Shape::WorkingSet {
                     percent_hot_accesses,
@@ -103,11 +93,7 @@ impl Selector {
                 *cursor = if index + 1 < self.count { index + 1 } else { 0 };
                 index
             }
-            Shape::WorkingSet {
-                percent_hot_accesses,
-                hot,
-                scatter,
-            } => {
+            Shape::WorkingSet { percent_hot_accesses, hot, scatter } => {
                 let cold = self.count - hot;
                 let rank = if cold == 0 || random.percent(*percent_hot_accesses) {
                     random.below(*hot)
@@ -136,10 +122,7 @@ impl Scatter {
         let multiplier = (1..=golden.max(1))
             .rev()
             .find(|&candidate| greatest_common_divisor(candidate, count) == 1);
-        Self {
-            count,
-            multiplier: multiplier.unwrap_or(1),
-        }
+        Self { count, multiplier: multiplier.unwrap_or(1) }
     }
 
     #[inline]
@@ -180,28 +163,20 @@ mod tests {
     fn sequential_visits_each_block_in_order_and_wraps() {
         let selector = Selector::new(Access::Sequential, 3);
         let (mut random, mut cursor) = (SplitMix64::new(0), 0);
-        let seen: Vec<u64> = (0..7)
-            .map(|_| selector.draw(&mut random, &mut cursor))
-            .collect();
+        let seen: Vec<u64> = (0..7).map(|_| selector.draw(&mut random, &mut cursor)).collect();
         assert_eq!(seen, [0, 1, 2, 0, 1, 2, 0]);
     }
 
     #[test]
     fn uniform_is_flat() {
         let counts = counts(Access::Uniform, 100, 100_000);
-        assert!(
-            counts.iter().all(|&count| count.abs_diff(1000) < 160),
-            "{counts:?}"
-        );
+        assert!(counts.iter().all(|&count| count.abs_diff(1000) < 160), "{counts:?}");
     }
 
     #[test]
     fn working_set_splits_accesses_as_asked() {
         let counts = counts(
-            Access::WorkingSet {
-                percent_hot_accesses: 90,
-                percent_hot_blocks: 10,
-            },
+            Access::WorkingSet { percent_hot_accesses: 90, percent_hot_blocks: 10 },
             1000,
             200_000,
         );
@@ -230,10 +205,7 @@ mod tests {
             Access::Uniform,
             Access::Zipf(1.0),
             Access::Sequential,
-            Access::WorkingSet {
-                percent_hot_accesses: 50,
-                percent_hot_blocks: 1,
-            },
+            Access::WorkingSet { percent_hot_accesses: 50, percent_hot_blocks: 1 },
         ] {
             assert_eq!(counts(access, 1, 10), [10]);
         }
@@ -245,20 +217,8 @@ mod tests {
             (Access::Zipf(f64::NAN), "NaN"),
             (Access::Zipf(0.0), "exponent 0"),
             (Access::Zipf(9.0), "exponent 9"),
-            (
-                Access::WorkingSet {
-                    percent_hot_accesses: 101,
-                    percent_hot_blocks: 1,
-                },
-                "101 %",
-            ),
-            (
-                Access::WorkingSet {
-                    percent_hot_accesses: 1,
-                    percent_hot_blocks: 0,
-                },
-                "0 %",
-            ),
+            (Access::WorkingSet { percent_hot_accesses: 101, percent_hot_blocks: 1 }, "101 %"),
+            (Access::WorkingSet { percent_hot_accesses: 1, percent_hot_blocks: 0 }, "0 %"),
         ] {
             assert!(access.fault().unwrap().contains(part), "{access:?}");
         }

@@ -35,12 +35,7 @@ pub struct ClosedLoop {
 impl ClosedLoop {
     /// `workload` without verification, until stopped.
     pub fn new(workload: Workload) -> Self {
-        Self {
-            workload,
-            limit: Limit::default(),
-            verify: false,
-            stall_limit: STALL_LIMIT,
-        }
+        Self { workload, limit: Limit::default(), verify: false, stall_limit: STALL_LIMIT }
     }
 }
 
@@ -56,18 +51,12 @@ pub struct Limit {
 impl Limit {
     /// Ends after `duration`.
     pub fn duration(duration: Duration) -> Self {
-        Self {
-            duration: Some(duration),
-            ios: None,
-        }
+        Self { duration: Some(duration), ios: None }
     }
 
     /// Ends after `ios` requests.
     pub fn ios(ios: u64) -> Self {
-        Self {
-            duration: None,
-            ios: Some(ios),
-        }
+        Self { duration: None, ios: Some(ios) }
     }
 }
 
@@ -90,20 +79,13 @@ pub fn run<E: Engine + ?Sized>(
     let mut source = Source {
         issued: 0,
         limit: job.limit.ios,
-        verifier: job
-            .verify
-            .then(|| Verifier::new(&job.workload, &generator, slots)),
+        verifier: job.verify.then(|| Verifier::new(&job.workload, &generator, slots)),
         generator,
     };
     let mut driver = Driver::new(engine, job.stall_limit);
     let ended = driver.phase("load", &mut source, job.limit.duration, progress, stop)?;
     progress.finish();
-    Ok(LoadReport::new(
-        driver.into_tally(),
-        source,
-        ended.elapsed,
-        ended.stopped,
-    ))
+    Ok(LoadReport::new(driver.into_tally(), source, ended.elapsed, ended.stopped))
 }
 
 /// What a closed loop did.
@@ -192,11 +174,7 @@ impl LoadReport {
     }
 
     fn per_second(&self, amount: f64) -> f64 {
-        if self.seconds > 0.0 {
-            amount / self.seconds
-        } else {
-            0.0
-        }
+        if self.seconds > 0.0 { amount / self.seconds } else { 0.0 }
     }
 }
 
@@ -242,14 +220,11 @@ impl Job for Source {
     fn failed(&mut self, _request: &Request) {}
 
     fn fraction(&self) -> Option<f64> {
-        self.limit
-            .map(|limit| self.issued as f64 / limit.max(1) as f64)
+        self.limit.map(|limit| self.issued as f64 / limit.max(1) as f64)
     }
 
     fn faults(&self) -> u64 {
-        self.verifier
-            .as_ref()
-            .map_or(0, |verifier| verifier.miscompares.count())
+        self.verifier.as_ref().map_or(0, |verifier| verifier.miscompares.count())
     }
 }
 

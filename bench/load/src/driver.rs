@@ -175,10 +175,7 @@ impl<'e, E: Engine + ?Sized> Driver<'e, E> {
     ) -> Result<Ended, EngineError> {
         let start = Instant::now();
         let mut pulse = Pulse::new(name, limit, PULSE.min(self.stall_limit), &self.tally);
-        let mut ended = Ended {
-            elapsed: Duration::ZERO,
-            stopped: false,
-        };
+        let mut ended = Ended { elapsed: Duration::ZERO, stopped: false };
         let mut feeding = true;
         let mut now = Duration::ZERO;
         self.free.clear();
@@ -197,8 +194,7 @@ impl<'e, E: Engine + ?Sized> Driver<'e, E> {
                 break;
             }
             let wait = pulse.next.saturating_sub(now);
-            self.engine
-                .reap(&mut self.done, (!wait.is_zero()).then_some(wait))?;
+            self.engine.reap(&mut self.done, (!wait.is_zero()).then_some(wait))?;
             now = start.elapsed();
             if !self.done.is_empty() {
                 ended.elapsed = now;
@@ -261,8 +257,7 @@ impl<'e, E: Engine + ?Sized> Driver<'e, E> {
             self.free.push(slot);
             match outcome {
                 Ok(()) => {
-                    self.recent
-                        .saturating_record((now - since).as_nanos() as u64);
+                    self.recent.saturating_record((now - since).as_nanos() as u64);
                     self.tally.add(&request);
                     job.completed(&*self.engine, &request)?;
                 }
@@ -328,9 +323,7 @@ impl Pulse {
         recent: &Histogram<u64>,
     ) -> Tick {
         let seconds = (now - self.last).as_secs_f64();
-        let by_time = self
-            .limit
-            .map(|limit| (now.as_secs_f64() / limit.as_secs_f64()).min(1.0));
+        let by_time = self.limit.map(|limit| (now.as_secs_f64() / limit.as_secs_f64()).min(1.0));
         let fraction = match (by_time, job.fraction()) {
             (Some(time), Some(work)) => Some(time.max(work)),
             (time, work) => time.or(work),
@@ -347,11 +340,9 @@ impl Pulse {
             p99_ns: recent.value_at_quantile(0.99),
             faults: tally.faults() + job.faults(),
             // Before anything is done there is no rate to reckon with.
-            eta: fraction
-                .filter(|&fraction| fraction > 0.0)
-                .and_then(|fraction| {
-                    Duration::try_from_secs_f64(now.as_secs_f64() * (1.0 / fraction - 1.0)).ok()
-                }),
+            eta: fraction.filter(|&fraction| fraction > 0.0).and_then(|fraction| {
+                Duration::try_from_secs_f64(now.as_secs_f64() * (1.0 / fraction - 1.0)).ok()
+            }),
         };
         self.last = now;
         self.next = now + self.period;

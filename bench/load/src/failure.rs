@@ -82,9 +82,7 @@ impl Failure {
             Self::Deferred { .. } => FailureKind::Deferred,
             Self::Short { .. } => FailureKind::Short,
             Self::Abandoned => FailureKind::Abandoned,
-            Self::Status {
-                device, subchannel, ..
-            } => {
+            Self::Status { device, subchannel, .. } => {
                 // The program's own faults come first: they explain the unit check that may follow.
                 if subchannel & PROGRAM_CHECK != 0 {
                     FailureKind::ProgramCheck
@@ -117,16 +115,8 @@ impl fmt::Display for Failure {
                 "start failed with deferred condition code {condition_code} ({})",
                 meaning(condition_code)
             ),
-            Self::Status {
-                device,
-                subchannel,
-                sense,
-            } => {
-                write!(
-                    f,
-                    "device status {device:#04x}{}",
-                    Bits(device, &DEVICE_STATUS)
-                )?;
+            Self::Status { device, subchannel, sense } => {
+                write!(f, "device status {device:#04x}{}", Bits(device, &DEVICE_STATUS))?;
                 write!(
                     f,
                     ", subchannel status {subchannel:#04x}{}",
@@ -164,11 +154,7 @@ impl fmt::Display for Bits<'_> {
                 opening = ", ";
             }
         }
-        if self.0 != 0 {
-            f.write_str(")")
-        } else {
-            Ok(())
-        }
+        if self.0 != 0 { f.write_str(")") } else { Ok(()) }
     }
 }
 
@@ -251,11 +237,7 @@ impl FailureTally {
                 first: format!("slot {slot}: {first}"),
             })
         };
-        FailureKind::ALL
-            .iter()
-            .zip(&self.rows)
-            .filter_map(row)
-            .collect()
+        FailureKind::ALL.iter().zip(&self.rows).filter_map(row).collect()
     }
 }
 
@@ -276,52 +258,28 @@ mod tests {
 
     #[test]
     fn words_name_code_and_meaning() {
-        let status = Failure::Status {
-            device: 0x0e,
-            subchannel: 0x40,
-            sense: 0x80,
-        };
+        let status = Failure::Status { device: 0x0e, subchannel: 0x40, sense: 0x80 };
         assert_eq!(
             status.to_string(),
             "device status 0x0e (channel end, device end, unit check), \
              subchannel status 0x40 (incorrect length), sense 0x80 (command reject)"
         );
         assert_eq!(
-            Failure::Status {
-                device: 0,
-                subchannel: 0x20,
-                sense: 0
-            }
-            .to_string(),
+            Failure::Status { device: 0, subchannel: 0x20, sense: 0 }.to_string(),
             "device status 0x00, subchannel status 0x20 (program check)"
         );
-        assert!(
-            Failure::Refused { condition_code: 3 }
-                .to_string()
-                .contains("3 (not operational)")
-        );
+        assert!(Failure::Refused { condition_code: 3 }.to_string().contains("3 (not operational)"));
         assert!(
             Failure::Deferred { condition_code: 1 }
                 .to_string()
                 .contains("deferred condition code 1")
         );
-        assert!(
-            Failure::Short { residual: 512 }
-                .to_string()
-                .starts_with("512 bytes short")
-        );
+        assert!(Failure::Short { residual: 512 }.to_string().starts_with("512 bytes short"));
     }
 
     #[test]
     fn status_bits_choose_the_kind() {
-        let kind = |device, subchannel| {
-            Failure::Status {
-                device,
-                subchannel,
-                sense: 0,
-            }
-            .kind()
-        };
+        let kind = |device, subchannel| Failure::Status { device, subchannel, sense: 0 }.kind();
         assert_eq!(kind(0x0e, 0x00), FailureKind::UnitCheck);
         assert_eq!(kind(0x0e, 0x40), FailureKind::UnitCheck);
         assert_eq!(kind(0x0c, 0x40), FailureKind::IncorrectLength);

@@ -34,11 +34,7 @@ pub fn fill(seed: u64, first_block: u64, version: u32, data: &mut [u8]) {
     assert_whole_blocks(data.len());
     let (blocks, _) = data.as_chunks_mut::<BLOCK>();
     for (block, contents) in (first_block..).zip(blocks) {
-        let identity = Identity {
-            seed,
-            block,
-            version: version.into(),
-        };
+        let identity = Identity { seed, block, version: version.into() };
         identity.write_to(contents);
     }
 }
@@ -54,17 +50,9 @@ pub fn check(seed: u64, first_block: u64, version: u32, data: &[u8]) -> Result<(
     assert_whole_blocks(data.len());
     let (blocks, _) = data.as_chunks::<BLOCK>();
     for (block, contents) in (first_block..).zip(blocks) {
-        let identity = Identity {
-            seed,
-            block,
-            version: version.into(),
-        };
+        let identity = Identity { seed, block, version: version.into() };
         if !identity.is_in(contents) {
-            return Err(Miscompare {
-                block,
-                version,
-                found: identity.diagnose(contents),
-            });
+            return Err(Miscompare { block, version, found: identity.diagnose(contents) });
         }
     }
     Ok(())
@@ -130,39 +118,23 @@ pub enum Found {
 
 impl fmt::Display for Miscompare {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "block {}: expected version {}, found ",
-            self.block, self.version
-        )?;
+        write!(f, "block {}: expected version {}, found ", self.block, self.version)?;
         match self.found {
             Found::Other { block, version } if block == self.block => {
                 write!(f, "version {version}")
             }
             Found::Other { block, version } => write!(f, "block {block} version {version}"),
-            Found::OtherRun {
-                seed,
-                block,
-                version,
-            } => {
-                write!(
-                    f,
-                    "block {block} version {version} of a run with seed {seed}"
-                )
+            Found::OtherRun { seed, block, version } => {
+                write!(f, "block {block} version {version} of a run with seed {seed}")
             }
             Found::Corrupt { at, byte, expected } => {
-                write!(
-                    f,
-                    "it corrupted from byte {at} on ({byte:#04x} instead of {expected:#04x})"
-                )
+                write!(f, "it corrupted from byte {at} on ({byte:#04x} instead of {expected:#04x})")
             }
             Found::Zeros => f.write_str("zeros"),
             Found::Untouched => f.write_str("the buffer untouched"),
-            Found::Foreign { start } => write!(
-                f,
-                "foreign data beginning {:016x}",
-                u64::from_be_bytes(start)
-            ),
+            Found::Foreign { start } => {
+                write!(f, "foreign data beginning {:016x}", u64::from_be_bytes(start))
+            }
         }
     }
 }
@@ -191,10 +163,7 @@ impl Miscompares {
 
     /// The first few in words.
     pub(crate) fn described(&self) -> Vec<String> {
-        self.first
-            .iter()
-            .map(|(slot, miscompare)| format!("slot {slot}: {miscompare}"))
-            .collect()
+        self.first.iter().map(|(slot, miscompare)| format!("slot {slot}: {miscompare}")).collect()
     }
 }
 
@@ -245,38 +214,19 @@ impl Identity {
     fn diagnose(self, contents: &[u8; BLOCK]) -> Found {
         let (words, _) = contents.as_chunks::<WORD>();
         let word = |index: usize| u64::from_be_bytes(words[index]);
-        let claimed = Self {
-            block: word(0),
-            version: word(1),
-            seed: word(2),
-        };
+        let claimed = Self { block: word(0), version: word(1), seed: word(2) };
         if claimed == self {
             let mut expected = [0; BLOCK];
             self.write_to(&mut expected);
-            let at = contents
-                .iter()
-                .zip(&expected)
-                .position(|(found, expected)| found != expected);
+            let at = contents.iter().zip(&expected).position(|(found, expected)| found != expected);
             let at = at.unwrap_or_default();
-            Found::Corrupt {
-                at,
-                byte: contents[at],
-                expected: expected[at],
-            }
+            Found::Corrupt { at, byte: contents[at], expected: expected[at] }
         } else if claimed.is_in(contents) {
-            let Self {
-                seed,
-                block,
-                version,
-            } = claimed;
+            let Self { seed, block, version } = claimed;
             if seed == self.seed {
                 Found::Other { block, version }
             } else {
-                Found::OtherRun {
-                    seed,
-                    block,
-                    version,
-                }
+                Found::OtherRun { seed, block, version }
             }
         } else if contents.iter().all(|&byte| byte == 0) {
             Found::Zeros
@@ -326,19 +276,16 @@ mod tests {
     fn contents_do_not_change_from_release_to_release() {
         // A volume written by one release must verify with the next.
         let data = blocks(1, 2, 3, 1);
-        let fold = data.chunks_exact(8).fold(0u64, |fold, word| {
-            mix(fold ^ u64::from_be_bytes(word.try_into().unwrap()))
-        });
+        let fold = data
+            .chunks_exact(8)
+            .fold(0u64, |fold, word| mix(fold ^ u64::from_be_bytes(word.try_into().unwrap())));
         assert_eq!(fold, FOLD_OF_SEED_1_BLOCK_2_VERSION_3, "{fold:#x}");
     }
 
     #[test]
     fn each_cause_is_named() {
         let text = |data: &[u8]| check(9, 5, 3, data).unwrap_err().to_string();
-        assert_eq!(
-            text(&blocks(9, 5, 2, 1)),
-            "block 5: expected version 3, found version 2"
-        );
+        assert_eq!(text(&blocks(9, 5, 2, 1)), "block 5: expected version 3, found version 2");
         assert_eq!(
             text(&blocks(9, 4, 8, 1)),
             "block 5: expected version 3, found block 4 version 8"
@@ -347,10 +294,7 @@ mod tests {
             text(&blocks(8, 5, 3, 1)),
             "block 5: expected version 3, found block 5 version 3 of a run with seed 8"
         );
-        assert_eq!(
-            text(&[0; BLOCK]),
-            "block 5: expected version 3, found zeros"
-        );
+        assert_eq!(text(&[0; BLOCK]), "block 5: expected version 3, found zeros");
         assert_eq!(
             text(&[POISON; BLOCK]),
             "block 5: expected version 3, found the buffer untouched"
@@ -360,10 +304,7 @@ mod tests {
         let mut torn = blocks(9, 5, 3, 1);
         torn[100..].copy_from_slice(&blocks(9, 5, 2, 1)[100..]);
         let miscompare = check(9, 5, 3, &torn).unwrap_err();
-        assert!(
-            matches!(miscompare.found, Found::Corrupt { at: 100.., .. }),
-            "{miscompare}"
-        );
+        assert!(matches!(miscompare.found, Found::Corrupt { at: 100.., .. }), "{miscompare}");
     }
 
     #[test]

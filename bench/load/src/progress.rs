@@ -71,20 +71,12 @@ impl LiveLine<io::Stderr> {
 impl<W: Write> LiveLine<W> {
     /// On `out`, rewriting in place if `terminal`.
     pub fn new(out: W, terminal: bool) -> Self {
-        Self {
-            out,
-            terminal,
-            line: String::new(),
-            last: None,
-        }
+        Self { out, terminal, line: String::new(), last: None }
     }
 
     /// Writes what is in `line`. Progress is a courtesy: a closed pipe must not end the job.
     fn show(&mut self) {
-        let _ = self
-            .out
-            .write_all(self.line.as_bytes())
-            .and_then(|()| self.out.flush());
+        let _ = self.out.write_all(self.line.as_bytes()).and_then(|()| self.out.flush());
     }
 }
 
@@ -97,8 +89,7 @@ impl<W: Write> Progress for LiveLine<W> {
         self.last = second;
         self.line.clear();
         // Return to column 0 and clear the line first: the new text may be shorter.
-        self.line
-            .push_str(if self.terminal { "\r\x1b[2K" } else { "" });
+        self.line.push_str(if self.terminal { "\r\x1b[2K" } else { "" });
         describe(tick, &mut self.line);
         self.line.push_str(if self.terminal { "" } else { "\n" });
         self.show();
@@ -169,12 +160,7 @@ mod tests {
 
     #[test]
     fn a_log_gets_one_line_a_second_and_phase() {
-        let ticks = [
-            tick("load", 100),
-            tick("load", 900),
-            tick("load", 1100),
-            tick("read", 1200),
-        ];
+        let ticks = [tick("load", 100), tick("load", 900), tick("load", 1100), tick("read", 1200)];
         let text = shown(false, &ticks);
         assert_eq!(text.lines().count(), 3);
         assert_eq!(
@@ -186,10 +172,7 @@ mod tests {
 
     #[test]
     fn a_terminal_gets_one_line_in_all() {
-        let text = shown(
-            true,
-            &[tick("load", 100), tick("load", 200), tick("load", 300)],
-        );
+        let text = shown(true, &[tick("load", 100), tick("load", 200), tick("load", 300)]);
         assert_eq!(text.matches("\r\x1b[2K").count(), 3);
         assert_eq!(text.matches('\n').count(), 1);
         assert!(text.ends_with('\n'));
@@ -197,18 +180,11 @@ mod tests {
 
     #[test]
     fn the_line_fits_even_with_faults() {
-        let tick = Tick {
-            faults: 99_999,
-            fraction: Some(1.0),
-            iops: 9999.0,
-            ..tick("read back", 1)
-        };
+        let tick =
+            Tick { faults: 99_999, fraction: Some(1.0), iops: 9999.0, ..tick("read back", 1) };
         let mut line = String::new();
         describe(&tick, &mut line);
-        assert!(
-            line.contains("FAULTS 99999") && line.chars().count() <= 90,
-            "{line}"
-        );
+        assert!(line.contains("FAULTS 99999") && line.chars().count() <= 90, "{line}");
     }
 
     #[test]

@@ -80,11 +80,7 @@ mod tests {
         let words = [random.next_u64(), random.next_u64(), random.next_u64()];
         assert_eq!(
             words,
-            [
-                6_457_827_717_110_365_317,
-                3_203_168_211_198_807_973,
-                9_817_491_932_198_370_423
-            ]
+            [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]
         );
     }
 
@@ -96,10 +92,7 @@ mod tests {
             counts[random.below(7) as usize] += 1;
         }
         // Five standard deviations of a binomial with n = 70,000 and p = 1/7 are 463.
-        assert!(
-            counts.iter().all(|&count| count.abs_diff(10_000) < 463),
-            "{counts:?}"
-        );
+        assert!(counts.iter().all(|&count| count.abs_diff(10_000) < 463), "{counts:?}");
         assert_eq!((random.below(1), random.below(0)), (0, 0));
     }
 
@@ -125,9 +118,8 @@ mod tests {
 
     #[test]
     fn streams_of_one_seed_differ() {
-        let firsts: std::collections::HashSet<u64> = (0..4096)
-            .map(|stream| SplitMix64::stream(1, stream).next_u64())
-            .collect();
+        let firsts: std::collections::HashSet<u64> =
+            (0..4096).map(|stream| SplitMix64::stream(1, stream).next_u64()).collect();
         assert_eq!(firsts.len(), 4096);
     }
 }

@@ -174,12 +174,8 @@ impl JobReport {
 
 /// `rows` as a table with a heading, times with their units.
 pub fn stage_table(rows: &[StageRow]) -> String {
-    let name_width = rows
-        .iter()
-        .map(|row| row.name.chars().count())
-        .max()
-        .unwrap_or(0)
-        .max("stage".len());
+    let name_width =
+        rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0).max("stage".len());
     let mut table = format!(
         "{:<name_width$} {:>12} {:>9} {:>9} {:>9} {:>9} {:>9}\n",
         "stage", "count", "p50", "p90", "p99", "p99.9", "max"
@@ -251,11 +247,7 @@ mod tests {
             pinned_peak_bytes: 1 << 20,
             budget_bytes: 64 << 20,
             cache_hit_rate: Some(0.9987),
-            stages: vec![
-                row("queue", 850),
-                row("translate", 120),
-                row("device", 12_300),
-            ],
+            stages: vec![row("queue", 850), row("translate", 120), row("device", 12_300)],
         }
     }
 
@@ -324,14 +316,7 @@ mod tests {
         }
         let row = StageRow::of_histogram("x", &histogram);
         assert_eq!(
-            (
-                row.count,
-                row.p50_ns,
-                row.p90_ns,
-                row.p99_ns,
-                row.p999_ns,
-                row.max_ns
-            ),
+            (row.count, row.p50_ns, row.p90_ns, row.p99_ns, row.p999_ns, row.max_ns),
             (1000, 500, 900, 990, 999, 1000)
         );
     }

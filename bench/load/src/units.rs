@@ -17,10 +17,7 @@ use std::fmt;
 /// Where there are no digits, the unit is not one of these, or the size is 2^64 bytes or more.
 pub fn parse_bytes(text: &str) -> Result<u64, ParseBytesError> {
     let trimmed = text.trim();
-    let digits = trimmed.len()
-        - trimmed
-            .trim_start_matches(|c: char| c.is_ascii_digit())
-            .len();
+    let digits = trimmed.len() - trimmed.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = trimmed.split_at(digits);
     if number.is_empty() {
         return Err(ParseBytesError::NoNumber(text.to_owned()));
@@ -81,11 +78,7 @@ impl fmt::Display for Bytes {
         let text = if self.0 & ((1 << (10 * unit)) - 1) == 0 {
             format!("{} {}", self.0 >> (10 * unit), UNITS[unit])
         } else {
-            format!(
-                "{} {}",
-                ThreeDigits(self.0 as f64 / (1u64 << (10 * unit)) as f64),
-                UNITS[unit]
-            )
+            format!("{} {}", ThreeDigits(self.0 as f64 / (1u64 << (10 * unit)) as f64), UNITS[unit])
         };
         f.pad(&text)
     }

@@ -38,13 +38,7 @@ impl WholeVolume {
     /// A pass in transfers of `block_bytes`, with one buffer a slot from guest address 0.
     pub fn new(volume_bytes: u64, block_bytes: u32, seed: u64) -> Self {
         let Workload { buffers, .. } = Workload::new(volume_bytes, block_bytes);
-        Self {
-            volume_bytes,
-            block_bytes,
-            buffers,
-            seed,
-            stall_limit: STALL_LIMIT,
-        }
+        Self { volume_bytes, block_bytes, buffers, seed, stall_limit: STALL_LIMIT }
     }
 }
 
@@ -129,11 +123,7 @@ impl VerifyReport {
 
 impl fmt::Display for VerifyReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verdict = if self.is_clean() {
-            "verified"
-        } else {
-            "NOT VERIFIED"
-        };
+        let verdict = if self.is_clean() { "verified" } else { "NOT VERIFIED" };
         write!(
             f,
             "{verdict}: {} of {} checked (written in {:.1} s, read in {:.1} s); \
@@ -242,10 +232,7 @@ impl Job for Sweep<'_> {
             direction: self.direction,
             offset,
             bytes,
-            buffer: self
-                .pass
-                .buffers
-                .address(slot, buffer, self.pass.block_bytes),
+            buffer: self.pass.buffers.address(slot, buffer, self.pass.block_bytes),
         };
         let length = bytes as usize;
         match self.direction {
@@ -309,10 +296,7 @@ mod tests {
     fn parts_cover_all_transfers_once() {
         for (transfers, slots) in [(1, 4), (4, 4), (10, 3), (7, 8), (1 << 40, 65_536)] {
             let parts: Vec<Range<u64>> = parts(transfers, slots).collect();
-            assert_eq!(
-                (parts[0].start, parts[slots as usize - 1].end),
-                (0, transfers)
-            );
+            assert_eq!((parts[0].start, parts[slots as usize - 1].end), (0, transfers));
             assert!(parts.windows(2).all(|pair| pair[0].end == pair[1].start));
             let lengths = parts.iter().map(|part| part.end - part.start);
             assert!(lengths.clone().max().unwrap() - lengths.min().unwrap() <= 1);

@@ -142,10 +142,9 @@ impl Buffers {
             .and_then(|all| all.checked_add(self.base));
         match end {
             Some(_) => Ok(count),
-            None => Err(WorkloadError::BuffersTooLarge {
-                bytes_per_slot: self.bytes_per_slot,
-                slots,
-            }),
+            None => {
+                Err(WorkloadError::BuffersTooLarge { bytes_per_slot: self.bytes_per_slot, slots })
+            }
         }
     }
 }
@@ -192,9 +191,7 @@ impl Generator {
         };
         let block = slot as u64 * self.blocks_per_slot
             + self.blocks.draw(&mut state.random, &mut state.next_block);
-        let buffer = self
-            .buffer_choice
-            .draw(&mut state.random, &mut state.next_buffer);
+        let buffer = self.buffer_choice.draw(&mut state.random, &mut state.next_buffer);
         Request {
             slot,
             direction,
@@ -278,11 +275,7 @@ mod tests {
     fn workload() -> Workload {
         Workload {
             read_percent: 70,
-            buffers: Buffers {
-                base: 0x10_0000,
-                bytes_per_slot: 64 << 10,
-                access: Access::Uniform,
-            },
+            buffers: Buffers { base: 0x10_0000, bytes_per_slot: 64 << 10, access: Access::Uniform },
             seed: 11,
             ..Workload::new(1 << 20, 4096)
         }
@@ -301,11 +294,7 @@ mod tests {
             assert_eq!(*buffers.entry(request.buffer).or_insert(slot), slot);
         }
         assert_eq!((blocks.len(), buffers.len()), (256, 64));
-        assert!(
-            buffers
-                .keys()
-                .all(|&gpa| (0x10_0000..0x10_0000 + (256 << 10)).contains(&gpa))
-        );
+        assert!(buffers.keys().all(|&gpa| (0x10_0000..0x10_0000 + (256 << 10)).contains(&gpa)));
     }
 
     #[test]
@@ -321,9 +310,7 @@ mod tests {
     fn a_seed_fixes_everything_and_another_changes_it() {
         let requests = |seed| {
             let mut generator = Workload { seed, ..workload() }.generator(3).unwrap();
-            (0..300)
-                .map(|draw| generator.next(draw % 3))
-                .collect::<Vec<_>>()
+            (0..300).map(|draw| generator.next(draw % 3)).collect::<Vec<_>>()
         };
         assert_eq!(requests(5), requests(5));
         assert_ne!(requests(5), requests(6));
@@ -331,26 +318,16 @@ mod tests {
 
     #[test]
     fn sequential_slots_walk_their_parts_in_step() {
-        let mut generator = Workload {
-            access: Access::Sequential,
-            ..workload()
-        }
-        .generator(2)
-        .unwrap();
-        let offsets: Vec<u64> = (0..6)
-            .map(|draw| generator.next(draw % 2).offset / 4096)
-            .collect();
+        let mut generator =
+            Workload { access: Access::Sequential, ..workload() }.generator(2).unwrap();
+        let offsets: Vec<u64> = (0..6).map(|draw| generator.next(draw % 2).offset / 4096).collect();
         assert_eq!(offsets, [0, 128, 1, 129, 2, 130]);
     }
 
     #[test]
     fn small_transfers_still_get_page_aligned_buffers() {
         let mut generator = Workload {
-            buffers: Buffers {
-                base: 0,
-                bytes_per_slot: 8192,
-                access: Access::Sequential,
-            },
+            buffers: Buffers { base: 0, bytes_per_slot: 8192, access: Access::Sequential },
             ..Workload::new(1 << 20, 512)
         }
         .generator(1)

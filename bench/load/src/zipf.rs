@@ -61,11 +61,7 @@ fn integral(x: f64, theta: f64) -> f64 {
     let log = x.ln();
     let power = (1.0 - theta) * log;
     // Near theta = 1 the quotient loses its digits, so its series takes over.
-    let quotient = if power.abs() > 1e-8 {
-        power.exp_m1() / power
-    } else {
-        1.0 + power / 2.0
-    };
+    let quotient = if power.abs() > 1e-8 { power.exp_m1() / power } else { 1.0 + power / 2.0 };
     quotient * log
 }
 
@@ -73,11 +69,7 @@ fn integral(x: f64, theta: f64) -> f64 {
 fn inverse(area: f64, theta: f64) -> f64 {
     // Rounding may step past the pole at -1 by one unit in the last place.
     let scaled = (area * (1.0 - theta)).max(-1.0);
-    let quotient = if scaled.abs() > 1e-8 {
-        scaled.ln_1p() / scaled
-    } else {
-        1.0 - scaled / 2.0
-    };
+    let quotient = if scaled.abs() > 1e-8 { scaled.ln_1p() / scaled } else { 1.0 - scaled / 2.0 };
     (quotient * area).exp()
 }
 
@@ -114,18 +106,11 @@ mod tests {
     #[test]
     fn extremes_stay_in_range() {
         let mut random = SplitMix64::new(1);
-        for (ranks, theta) in [
-            (1, 0.99),
-            (2, 8.0),
-            (u64::from(u32::MAX), 0.99),
-            (1 << 50, 1.2),
-            (0, 1.0),
-        ] {
+        for (ranks, theta) in
+            [(1, 0.99), (2, 8.0), (u64::from(u32::MAX), 0.99), (1 << 50, 1.2), (0, 1.0)]
+        {
             let zipf = Zipf::new(ranks, theta);
-            assert!(
-                (0..10_000).all(|_| zipf.draw(&mut random) < ranks.max(1)),
-                "{ranks} {theta}"
-            );
+            assert!((0..10_000).all(|_| zipf.draw(&mut random) < ranks.max(1)), "{ranks} {theta}");
         }
     }
 
@@ -134,10 +119,7 @@ mod tests {
         for theta in [0.3, 0.99, 1.0, 1.7] {
             for x in [1.0f64, 1.5, 10.0, 1e6] {
                 let back = inverse(integral(x, theta), theta);
-                assert!(
-                    (back / x - 1.0).abs() < 1e-6,
-                    "theta {theta}, {x} became {back}"
-                );
+                assert!((back / x - 1.0).abs() < 1e-6, "theta {theta}, {x} became {back}");
             }
         }
     }

@@ -23,11 +23,7 @@ fn job(ios: u64, read_percent: u8, verify: bool) -> ClosedLoop {
     ClosedLoop {
         workload: Workload {
             read_percent,
-            buffers: Buffers {
-                base: 0,
-                bytes_per_slot: 1 << 16,
-                access: Access::Uniform,
-            },
+            buffers: Buffers { base: 0, bytes_per_slot: 1 << 16, access: Access::Uniform },
             seed: 3,
             ..Workload::new(VOLUME as u64, BLOCK)
         },
@@ -46,10 +42,7 @@ fn load(toy: &mut Toy, job: &ClosedLoop) -> LoadReport {
 }
 
 fn whole(volume_bytes: usize, block_bytes: u32) -> WholeVolume {
-    WholeVolume {
-        stall_limit: STALL,
-        ..WholeVolume::new(volume_bytes as u64, block_bytes, 77)
-    }
+    WholeVolume { stall_limit: STALL, ..WholeVolume::new(volume_bytes as u64, block_bytes, 77) }
 }
 
 fn pass(toy: &mut Toy, whole: &WholeVolume) -> VerifyReport {
@@ -76,11 +69,8 @@ fn a_right_engine_gets_a_clean_report() {
     let report = load(&mut toy, &job(20_000, 60, true));
     assert!(report.is_clean() && !report.stopped, "{report:?}");
     assert_eq!((report.ios, report.late), (20_000, 0));
-    let reads = toy
-        .requests
-        .iter()
-        .filter(|request| request.direction == Direction::Read)
-        .count() as u64;
+    let reads =
+        toy.requests.iter().filter(|request| request.direction == Direction::Read).count() as u64;
     assert_eq!((report.reads, report.writes), (reads, 20_000 - reads));
     assert_eq!(report.bytes_read, reads * u64::from(BLOCK));
     assert_eq!(report.bytes_written, (20_000 - reads) * u64::from(BLOCK));
@@ -97,18 +87,12 @@ fn every_access_shape_verifies() {
     for access in [
         Access::Zipf(0.99),
         Access::Sequential,
-        Access::WorkingSet {
-            percent_hot_accesses: 90,
-            percent_hot_blocks: 10,
-        },
+        Access::WorkingSet { percent_hot_accesses: 90, percent_hot_blocks: 10 },
     ] {
         let mut job = job(5000, 50, true);
         job.workload.access = access;
         let report = load(&mut Toy::new(4, VOLUME), &job);
-        assert!(
-            report.is_clean() && report.checked > 0,
-            "{access:?}: {report:?}"
-        );
+        assert!(report.is_clean() && report.checked > 0, "{access:?}: {report:?}");
     }
 }
 
@@ -119,18 +103,12 @@ fn a_lost_request_is_reported_and_the_others_go_on() {
     assert_eq!((report.lost, report.late, report.duplicate), (1, 0, 0));
     assert_eq!((report.ios, report.miscompares), (999, 0));
     let lost = toy.requests[10];
-    assert!(
-        toy.requests[11..]
-            .iter()
-            .all(|request| request.slot != lost.slot)
-    );
+    assert!(toy.requests[11..].iter().all(|request| request.slot != lost.slot));
 }
 
 #[test]
 fn a_load_ends_when_all_slots_are_lost() {
-    let mut toy = Toy::new(2, VOLUME)
-        .with(0, Fault::Lose)
-        .with(1, Fault::Lose);
+    let mut toy = Toy::new(2, VOLUME).with(0, Fault::Lose).with(1, Fault::Lose);
     let report = load(&mut toy, &job(1000, 50, false));
     assert_eq!((report.submitted, report.lost, report.ios), (2, 2, 0));
     assert_eq!((report.iops(), report.mib_per_s()), (0.0, 0.0));
@@ -140,10 +118,7 @@ fn a_load_ends_when_all_slots_are_lost() {
 fn a_completion_after_the_stall_limit_is_late_and_not_duplicate() {
     let mut toy = Toy::new(1, VOLUME).with(5, Fault::Delay);
     let report = load(&mut toy, &job(1000, 50, false));
-    assert_eq!(
-        (report.lost, report.late, report.duplicate, report.ios),
-        (1, 1, 0, 5)
-    );
+    assert_eq!((report.lost, report.late, report.duplicate, report.ios), (1, 1, 0, 5));
 }
 
 #[test]
@@ -153,15 +128,7 @@ fn duplicate_completions_are_counted_each() {
         .with(500, Fault::Phantom)
         .with(999, Fault::Duplicate);
     let report = load(&mut toy, &job(1000, 50, true));
-    assert_eq!(
-        (
-            report.duplicate,
-            report.lost,
-            report.ios,
-            report.miscompares
-        ),
-        (3, 0, 1000, 0)
-    );
+    assert_eq!((report.duplicate, report.lost, report.ios, report.miscompares), (3, 0, 1000, 0));
     assert!(!report.is_clean());
 }
 
@@ -171,10 +138,7 @@ fn a_corrupted_read_is_found_and_described() {
     let (read, _) = first_verified_read(&job);
     let report = load(&mut Toy::new(1, VOLUME).with(read, Fault::Corrupt), &job);
     assert_eq!(report.miscompares, 1, "{report:?}");
-    assert!(
-        report.first_miscompares[0].contains("corrupted from byte 300"),
-        "{report:?}"
-    );
+    assert!(report.first_miscompares[0].contains("corrupted from byte 300"), "{report:?}");
 }
 
 #[test]
@@ -188,17 +152,11 @@ fn wrong_writes_are_found_when_they_are_read() {
     ] {
         let report = load(&mut Toy::new(1, VOLUME).with(write, fault), &job);
         assert!(report.miscompares >= 1, "{fault:?} {report:?}");
-        assert!(
-            report.first_miscompares[0].contains(part),
-            "{fault:?}: {report:?}"
-        );
+        assert!(report.first_miscompares[0].contains(part), "{fault:?}: {report:?}");
     }
     let report = load(&mut Toy::new(1, VOLUME).with(read, Fault::Skip), &job);
     assert_eq!(report.miscompares, 1);
-    assert!(
-        report.first_miscompares[0].ends_with("the buffer untouched"),
-        "{report:?}"
-    );
+    assert!(report.first_miscompares[0].ends_with("the buffer untouched"), "{report:?}");
 }
 
 #[test]
@@ -213,24 +171,12 @@ fn after_a_failed_write_the_block_is_unknown_until_written_again() {
 
 #[test]
 fn failures_are_counted_by_kind_with_the_first_in_words() {
-    let unit_check = Failure::Status {
-        device: 0x0e,
-        subchannel: 0,
-        sense: 0x80,
-    };
-    let mut toy = Toy::new(4, VOLUME)
-        .failing(10, unit_check)
-        .with(0, Fault::Tear);
+    let unit_check = Failure::Status { device: 0x0e, subchannel: 0, sense: 0x80 };
+    let mut toy = Toy::new(4, VOLUME).failing(10, unit_check).with(0, Fault::Tear);
     let report = load(&mut toy, &job(1000, 50, true));
-    assert_eq!(
-        (report.errors, report.ios, report.miscompares),
-        (101, 899, 0)
-    );
-    let kinds: Vec<(&str, u64)> = report
-        .error_kinds
-        .iter()
-        .map(|row| (row.kind.as_str(), row.count))
-        .collect();
+    assert_eq!((report.errors, report.ios, report.miscompares), (101, 899, 0));
+    let kinds: Vec<(&str, u64)> =
+        report.error_kinds.iter().map(|row| (row.kind.as_str(), row.count)).collect();
     assert_eq!(kinds, [("unit_check", 100), ("abandoned", 1)]);
     assert!(report.error_kinds[0].first.contains("command reject"));
 }
@@ -239,28 +185,17 @@ fn failures_are_counted_by_kind_with_the_first_in_words() {
 fn an_engine_that_dies_ends_the_job_with_its_reason() {
     let mut toy = Toy::new(4, VOLUME);
     toy.dies_after = 100;
-    let ended = closed_loop::run(
-        &mut toy,
-        &job(1000, 50, false),
-        &mut Quiet,
-        &AtomicBool::new(false),
-    );
-    assert!(matches!(
-        ended,
-        Err(LoadError::Engine(EngineError::Closed { .. }))
-    ));
+    let ended =
+        closed_loop::run(&mut toy, &job(1000, 50, false), &mut Quiet, &AtomicBool::new(false));
+    assert!(matches!(ended, Err(LoadError::Engine(EngineError::Closed { .. }))));
 }
 
 #[test]
 fn buffers_outside_of_guest_memory_are_an_error() {
     let mut job = job(1000, 50, true);
     job.workload.buffers.base = 1 << 40;
-    let ended = closed_loop::run(
-        &mut Toy::new(1, VOLUME),
-        &job,
-        &mut Quiet,
-        &AtomicBool::new(false),
-    );
+    let ended =
+        closed_loop::run(&mut Toy::new(1, VOLUME), &job, &mut Quiet, &AtomicBool::new(false));
     let error = ended.unwrap_err().to_string();
     assert!(error.contains("4096 bytes at 0x1000"), "{error}");
 }
@@ -279,26 +214,17 @@ impl Progress for StopAtTick<'_> {
 fn a_load_without_limit_runs_until_stopped_and_ticks() {
     let stop = AtomicBool::new(false);
     let mut progress = StopAtTick(&stop, Vec::new());
-    let job = ClosedLoop {
-        limit: Limit::default(),
-        ..job(0, 50, false)
-    };
+    let job = ClosedLoop { limit: Limit::default(), ..job(0, 50, false) };
     let report = closed_loop::run(&mut Toy::new(4, VOLUME), &job, &mut progress, &stop).unwrap();
     assert!(report.stopped && report.is_clean());
     let tick = progress.1[0];
     assert!(tick.ios > 0 && tick.iops > 0.0 && tick.mib_per_s > 0.0 && tick.p99_ns >= tick.p50_ns);
-    assert_eq!(
-        (tick.phase, tick.total, tick.fraction, tick.eta),
-        ("load", None, None, None)
-    );
+    assert_eq!((tick.phase, tick.total, tick.fraction, tick.eta), ("load", None, None, None));
 }
 
 #[test]
 fn a_time_limit_ends_the_load() {
-    let job = ClosedLoop {
-        limit: Limit::duration(Duration::from_millis(50)),
-        ..job(0, 50, false)
-    };
+    let job = ClosedLoop { limit: Limit::duration(Duration::from_millis(50)), ..job(0, 50, false) };
     let report = load(&mut Toy::new(4, VOLUME), &job);
     assert!(report.ios > 0 && !report.stopped && report.seconds >= 0.05);
 }
@@ -306,13 +232,9 @@ fn a_time_limit_ends_the_load() {
 #[test]
 fn nothing_runs_when_stopped_beforehand() {
     let mut toy = Toy::new(4, VOLUME);
-    let report = closed_loop::run(
-        &mut toy,
-        &job(1000, 50, false),
-        &mut Quiet,
-        &AtomicBool::new(true),
-    )
-    .unwrap();
+    let report =
+        closed_loop::run(&mut toy, &job(1000, 50, false), &mut Quiet, &AtomicBool::new(true))
+            .unwrap();
     assert!(report.stopped);
     assert_eq!((report.submitted, toy.requests.len()), (0, 0));
 }
@@ -320,19 +242,13 @@ fn nothing_runs_when_stopped_beforehand() {
 #[test]
 fn a_whole_volume_verifies_whatever_its_size() {
     // Multiples of the transfer, a short tail, less than one transfer, fewer transfers than slots.
-    for (volume, block) in [
-        (VOLUME, BLOCK),
-        (VOLUME + 512, BLOCK),
-        (1536, BLOCK),
-        (3 * 8192 - 512, 8192),
-    ] {
+    for (volume, block) in
+        [(VOLUME, BLOCK), (VOLUME + 512, BLOCK), (1536, BLOCK), (3 * 8192 - 512, 8192)]
+    {
         for slots in [1, 3, 8] {
             let mut toy = Toy::new(slots, volume);
             let report = pass(&mut toy, &whole(volume, block));
-            assert!(
-                report.is_clean() && !report.stopped,
-                "{volume} {slots}: {report}"
-            );
+            assert!(report.is_clean() && !report.stopped, "{volume} {slots}: {report}");
             assert_eq!(report.bytes_written, volume as u64);
             let transfers = 2 * volume.div_ceil(block as usize);
             assert_eq!(toy.requests.len(), transfers, "{volume} {block} {slots}");
@@ -343,12 +259,7 @@ fn a_whole_volume_verifies_whatever_its_size() {
 #[test]
 fn a_whole_volume_pass_finds_what_is_wrong() {
     let transfers = (VOLUME / BLOCK as usize) as u64;
-    let wrong = |fault| {
-        pass(
-            &mut Toy::new(4, VOLUME).with(20, fault),
-            &whole(VOLUME, BLOCK),
-        )
-    };
+    let wrong = |fault| pass(&mut Toy::new(4, VOLUME).with(20, fault), &whole(VOLUME, BLOCK));
     // A write that goes to the next block, which is written later: only its own place is wrong.
     for (fault, miscompares) in [(Fault::Corrupt, 1), (Fault::Skip, 1), (Fault::Misdirect, 1)] {
         let report = wrong(fault);
@@ -366,31 +277,18 @@ fn a_whole_volume_pass_finds_what_is_wrong() {
     let report = wrong(Fault::Duplicate);
     assert_eq!((report.duplicate, report.miscompares), (1, 0), "{report}");
 
-    let read = pass(
-        &mut Toy::new(4, VOLUME).with(transfers + 20, Fault::Skip),
-        &whole(VOLUME, BLOCK),
-    );
+    let read =
+        pass(&mut Toy::new(4, VOLUME).with(transfers + 20, Fault::Skip), &whole(VOLUME, BLOCK));
     assert_eq!(read.miscompares, 1);
-    assert!(
-        read.first_miscompares[0].ends_with("the buffer untouched"),
-        "{read}"
-    );
+    assert!(read.first_miscompares[0].ends_with("the buffer untouched"), "{read}");
 }
 
 #[test]
 fn a_lost_slot_leaves_its_part_unverified_and_says_so() {
-    let report = pass(
-        &mut Toy::new(4, VOLUME).with(20, Fault::Lose),
-        &whole(VOLUME, BLOCK),
-    );
+    let report = pass(&mut Toy::new(4, VOLUME).with(20, Fault::Lose), &whole(VOLUME, BLOCK));
     assert_eq!((report.lost, report.miscompares), (1, 0), "{report}");
     assert_eq!(report.bytes_checked, VOLUME as u64 * 3 / 4);
-    assert!(
-        report
-            .to_string()
-            .starts_with("NOT VERIFIED: 768 KiB of 1 MiB"),
-        "{report}"
-    );
+    assert!(report.to_string().starts_with("NOT VERIFIED: 768 KiB of 1 MiB"), "{report}");
 }
 
 #[test]
@@ -413,13 +311,7 @@ fn an_old_pass_with_another_seed_is_told_from_this_one() {
     assert!(pass(&mut toy, &whole(8192, BLOCK)).is_clean());
     // Request 4 is the first of the second pass: its write is skipped.
     let mut toy = toy.with(4, Fault::Skip);
-    let report = pass(
-        &mut toy,
-        &WholeVolume {
-            seed: 78,
-            ..whole(8192, BLOCK)
-        },
-    );
+    let report = pass(&mut toy, &WholeVolume { seed: 78, ..whole(8192, BLOCK) });
     assert_eq!(report.miscompares, 1);
     assert!(
         report.first_miscompares[0].ends_with("block 0 version 1 of a run with seed 77"),
@@ -438,10 +330,7 @@ fn impossible_sizes_are_refused() {
         Err(LoadError::Workload(error)) => error,
         other => panic!("{other:?}"),
     };
-    assert_eq!(
-        refuse(1, &whole(1000, BLOCK)),
-        WorkloadError::VolumeBytes(1000)
-    );
+    assert_eq!(refuse(1, &whole(1000, BLOCK)), WorkloadError::VolumeBytes(1000));
     assert_eq!(refuse(1, &whole(0, BLOCK)), WorkloadError::VolumeBytes(0));
     assert_eq!(refuse(1, &whole(512, 100)), WorkloadError::BlockBytes(100));
     assert_eq!(refuse(0, &whole(512, BLOCK)), WorkloadError::NoSlots);

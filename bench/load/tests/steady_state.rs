@@ -51,15 +51,8 @@ impl Engine for Instant {
         for request in requests {
             self.count += 1;
             let failure = self.count.is_multiple_of(16) && request.direction == Direction::Write;
-            let outcome = if failure {
-                Err(Failure::Abandoned)
-            } else {
-                Ok(())
-            };
-            self.ready.push(Completion {
-                slot: request.slot,
-                outcome,
-            });
+            let outcome = if failure { Err(Failure::Abandoned) } else { Ok(()) };
+            self.ready.push(Completion { slot: request.slot, outcome });
         }
         Ok(())
     }
@@ -83,10 +76,7 @@ impl Engine for Instant {
 }
 
 fn allocations_of(ios: u64, verify: bool) -> u64 {
-    let mut engine = Instant {
-        ready: Vec::with_capacity(64),
-        count: 0,
-    };
+    let mut engine = Instant { ready: Vec::with_capacity(64), count: 0 };
     let mut job = ClosedLoop::new(Workload {
         read_percent: if verify { 0 } else { 50 },
         access: Access::Zipf(0.9),

@@ -14,11 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const NEVER: Duration = Duration::from_secs(3600);
 
 /// Limits of which only the sizes are ever reached; a test for a time lowers it.
-const GENEROUS: Limits = Limits {
-    header_read: NEVER,
-    lifetime: NEVER,
-    ..Limits::DEFAULT
-};
+const GENEROUS: Limits = Limits { header_read: NEVER, lifetime: NEVER, ..Limits::DEFAULT };
 
 fn endpoint(limits: Limits) -> Endpoint {
     let addr = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -37,27 +33,19 @@ fn exchange(endpoint: &Endpoint, request: &str) -> String {
     let mut stream = connect(endpoint);
     stream.write_all(request.as_bytes()).expect("accepted");
     let mut answer = String::new();
-    stream
-        .read_to_string(&mut answer)
-        .expect("an answer and the end");
+    stream.read_to_string(&mut answer).expect("an answer and the end");
     answer
 }
 
 fn fetch(endpoint: &Endpoint, method: &str, path: &str) -> String {
-    exchange(
-        endpoint,
-        &format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
-    )
+    exchange(endpoint, &format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
 }
 
 /// Sends a request and reads its short answer, leaving the connection open.
 fn health_check(stream: &mut TcpStream) -> bool {
     let mut answer = Vec::new();
     let mut chunk = [0; 512];
-    if stream
-        .write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-        .is_err()
-    {
+    if stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").is_err() {
         return false;
     }
     while !answer.ends_with(b"\r\n\r\nok\n") {
@@ -99,20 +87,14 @@ fn index_health_and_query_strings_work() {
 #[test]
 fn head_is_get_without_the_body() {
     let answer = fetch(&endpoint(GENEROUS), "HEAD", "/metrics");
-    assert!(
-        answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\n"),
-        "{answer}"
-    );
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\n"), "{answer}");
 }
 
 #[test]
 fn other_paths_are_not_found() {
     let endpoint = endpoint(GENEROUS);
     for path in ["/metric", "/metrics/", "/../metrics", "//metrics"] {
-        assert!(
-            fetch(&endpoint, "GET", path).starts_with("HTTP/1.1 404 "),
-            "{path}"
-        );
+        assert!(fetch(&endpoint, "GET", path).starts_with("HTTP/1.1 404 "), "{path}");
     }
 }
 
@@ -139,10 +121,7 @@ fn a_huge_header_is_refused() {
     let filler = "a".repeat(4 * GENEROUS.header_bytes);
     let mut stream = connect(&endpoint);
     // A write may fail, and the answer may get lost in a reset: the server closes while more comes.
-    let _ = write!(
-        stream,
-        "GET /metrics HTTP/1.1\r\nHost: x\r\nX: {filler}\r\n\r\n"
-    );
+    let _ = write!(stream, "GET /metrics HTTP/1.1\r\nHost: x\r\nX: {filler}\r\n\r\n");
     let mut answer = Vec::new();
     match stream.read_to_end(&mut answer) {
         Ok(_) => assert!(answer.starts_with(b"HTTP/1.1 431 ")),
@@ -163,23 +142,16 @@ fn a_connection_serves_several_requests() {
 
 #[test]
 fn a_slow_header_holds_up_nobody_and_is_cut_off() {
-    let endpoint = endpoint(Limits {
-        header_read: Duration::from_millis(200),
-        ..GENEROUS
-    });
+    let endpoint = endpoint(Limits { header_read: Duration::from_millis(200), ..GENEROUS });
     let mut slow = connect(&endpoint);
-    slow.write_all(b"GET /metrics HTTP/1.1\r\nHos")
-        .expect("accepted");
+    slow.write_all(b"GET /metrics HTTP/1.1\r\nHos").expect("accepted");
     assert!(fetch(&endpoint, "GET", "/metrics").starts_with("HTTP/1.1 200 "));
     wait_until_closed(&mut slow);
 }
 
 #[test]
 fn an_idle_connection_is_closed() {
-    let endpoint = endpoint(Limits {
-        header_read: Duration::from_millis(200),
-        ..GENEROUS
-    });
+    let endpoint = endpoint(Limits { header_read: Duration::from_millis(200), ..GENEROUS });
     let mut idle = connect(&endpoint);
     assert!(health_check(&mut idle));
     wait_until_closed(&mut idle);
@@ -188,11 +160,7 @@ fn an_idle_connection_is_closed() {
 #[test]
 fn a_client_that_never_reads_is_cut_off() {
     let short = Duration::from_millis(200);
-    let endpoint = endpoint(Limits {
-        header_read: short,
-        lifetime: short,
-        ..GENEROUS
-    });
+    let endpoint = endpoint(Limits { header_read: short, lifetime: short, ..GENEROUS });
     let mut greedy = connect(&endpoint);
     // Requests without end, and no answer read: buffers fill in both directions, until the server
     // cuts the connection and a write fails. A server that waits would make it time out.
@@ -222,10 +190,7 @@ fn of_a_hundred_connections_the_first_sixty_four_are_served() {
     drop(seated.pop());
     let give_up = Instant::now() + PATIENCE;
     while !health_check(&mut connect(&endpoint)) {
-        assert!(
-            Instant::now() < give_up,
-            "the place is never given away again"
-        );
+        assert!(Instant::now() < give_up, "the place is never given away again");
         std::thread::yield_now();
     }
 }
@@ -237,15 +202,9 @@ fn a_taken_port_is_reported_with_address_and_remedy() {
     let error = Endpoint::bind(addr, Registry::new()).expect_err("taken");
     assert!(matches!(error, EndpointError::InUse { .. }), "{error:?}");
     let text = error.to_string();
-    assert!(
-        text.starts_with(&format!("metrics endpoint cannot listen on {addr}: ")),
-        "{text}"
-    );
+    assert!(text.starts_with(&format!("metrics endpoint cannot listen on {addr}: ")), "{text}");
     assert!(text.contains("in use"), "{text}");
-    assert!(
-        text.ends_with("choose another with --metrics ADDR, or --metrics off"),
-        "{text}"
-    );
+    assert!(text.ends_with("choose another with --metrics ADDR, or --metrics off"), "{text}");
 }
 
 #[test]
@@ -278,15 +237,9 @@ fn a_page_is_rendered_again_only_when_it_is_old() {
     let registry = Registry::new();
     let count = Arc::clone(&renderings);
     let sample = move || count.fetch_add(1, Ordering::Relaxed) as f64;
-    registry
-        .gauge("vfio_ccw_renderings", "Renderings.", sample)
-        .expect("valid");
+    registry.gauge("vfio_ccw_renderings", "Renderings.", sample).expect("valid");
     let max_age = Duration::from_millis(100);
-    let page = Page {
-        registry,
-        max_age,
-        rendered: Mutex::default(),
-    };
+    let page = Page { registry, max_age, rendered: Mutex::default() };
 
     let start = Instant::now();
     for age_ms in [0, 1, 50, 99] {

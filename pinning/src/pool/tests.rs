@@ -296,3 +296,21 @@ fn locked_bytes_follow_the_pool() {
     pool.release(&mut hold, Mode::OnDemand);
     assert_eq!(Memlock::of_this_process().unwrap().locked, before.locked);
 }
+
+#[test]
+fn a_dropped_pool_leaves_nothing_pinned() {
+    for whole in [false, true] {
+        let (pool, model) = pool(16, 16);
+        if whole {
+            pool.pin_whole_guest().unwrap();
+        } else {
+            let mut hold = Hold::default();
+            want(&mut hold, [1, 2, 9]);
+            pool.hold_blocking(&mut hold).unwrap();
+            pool.release(&mut hold, Mode::Cached);
+        }
+        assert!(!model.0.lock().pinned.is_empty());
+        drop(pool);
+        assert!(model.0.lock().pinned.is_empty(), "whole guest: {whole}");
+    }
+}

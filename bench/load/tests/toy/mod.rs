@@ -70,10 +70,8 @@ impl Toy {
         let at = (request.offset as usize + shift) % self.volume.len();
         let buffer = request.buffer as usize;
         let mut memory = self.memory.borrow_mut();
-        let (guest, volume) = (
-            &mut memory[buffer..buffer + bytes],
-            &mut self.volume[at..at + bytes],
-        );
+        let (guest, volume) =
+            (&mut memory[buffer..buffer + bytes], &mut self.volume[at..at + bytes]);
         match request.direction {
             Direction::Read => guest.copy_from_slice(volume),
             Direction::Write => volume.copy_from_slice(guest),
@@ -82,24 +80,14 @@ impl Toy {
 
     fn carry_out(&mut self, number: u64, request: &Request) {
         let bytes = request.bytes as usize;
-        let done = Completion {
-            slot: request.slot,
-            outcome: Ok(()),
-        };
+        let done = Completion { slot: request.slot, outcome: Ok(()) };
         if let Some((every, failure)) = self.failing
             && number % every == every - 1
         {
-            self.ready.push(Completion {
-                outcome: Err(failure),
-                ..done
-            });
+            self.ready.push(Completion { outcome: Err(failure), ..done });
             return;
         }
-        let fault = self
-            .faults
-            .iter()
-            .find(|(at, _)| *at == number)
-            .map(|(_, fault)| *fault);
+        let fault = self.faults.iter().find(|(at, _)| *at == number).map(|(_, fault)| *fault);
         match fault {
             Some(Fault::Skip | Fault::Lose | Fault::Delay) => {}
             Some(Fault::Misdirect) => self.transfer(request, bytes, bytes),
@@ -110,19 +98,15 @@ impl Toy {
             Some(Fault::Lose) => return,
             Some(Fault::Delay) => return self.delayed.push(done),
             Some(Fault::Duplicate) => self.ready.push(done),
-            Some(Fault::Phantom) => self.ready.push(Completion {
-                slot: self.slots,
-                outcome: Ok(()),
-            }),
+            Some(Fault::Phantom) => {
+                self.ready.push(Completion { slot: self.slots, outcome: Ok(()) })
+            }
             Some(Fault::Corrupt) if request.direction == Direction::Read => {
                 self.memory.borrow_mut()[request.buffer as usize + 300] ^= 4;
             }
             Some(Fault::Corrupt) => self.volume[request.offset as usize + 300] ^= 4,
             Some(Fault::Tear) => {
-                return self.ready.push(Completion {
-                    outcome: Err(Failure::Abandoned),
-                    ..done
-                });
+                return self.ready.push(Completion { outcome: Err(Failure::Abandoned), ..done });
             }
             _ => {}
         }
@@ -139,9 +123,7 @@ impl Engine for Toy {
         for request in requests {
             let number = self.requests.len() as u64;
             if number >= self.dies_after {
-                return Err(EngineError::Closed {
-                    reason: "the toy is broken".to_owned(),
-                });
+                return Err(EngineError::Closed { reason: "the toy is broken".to_owned() });
             }
             self.requests.push(*request);
             self.carry_out(number, request);
@@ -171,9 +153,8 @@ impl Engine for Toy {
     fn write_guest(&self, gpa: u64, bytes: &[u8]) -> Result<(), EngineError> {
         let mut memory = self.memory.borrow_mut();
         let gpa_end = gpa as usize + bytes.len();
-        let range = memory
-            .get_mut(gpa as usize..gpa_end)
-            .ok_or_else(|| outside(gpa, bytes.len()))?;
+        let range =
+            memory.get_mut(gpa as usize..gpa_end).ok_or_else(|| outside(gpa, bytes.len()))?;
         range.copy_from_slice(bytes);
         Ok(())
     }
@@ -182,18 +163,12 @@ impl Engine for Toy {
         let memory = self.memory.borrow();
         let gpa_end = gpa as usize + bytes.len();
         bytes.copy_from_slice(
-            memory
-                .get(gpa as usize..gpa_end)
-                .ok_or_else(|| outside(gpa, bytes.len()))?,
+            memory.get(gpa as usize..gpa_end).ok_or_else(|| outside(gpa, bytes.len()))?,
         );
         Ok(())
     }
 }
 
 fn outside(gpa: u64, bytes: usize) -> EngineError {
-    EngineError::Memory {
-        gpa,
-        bytes,
-        reason: "outside of the toy's memory".to_owned(),
-    }
+    EngineError::Memory { gpa, bytes, reason: "outside of the toy's memory".to_owned() }
 }
