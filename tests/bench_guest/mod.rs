@@ -1,0 +1,93 @@
+//! A guest on the bench: its memory, the programs in it, and devices that run them.
+
+pub mod fba;
+pub mod fenced;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use vfio_ccw::architecture::{Ccw, IrbHead, Orb};
+use vfio_ccw::{Completions, DeviceSpec, Service, ServiceBuilder, Subchannel};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+/// Nothing here takes this long: who waits longer waits for something that was lost.
+pub const STALL: Duration = Duration::from_secs(60);
+
+/// A service and the memory of its guest, which starts at address 0.
+#[derive(Debug)]
+pub struct Bench {
+    /// What the VMM holds of the guest's memory.
+    pub memory: Arc<GuestMemoryMmap>,
+    /// The service under test.
+    pub service: Service,
+}
+
+impl Bench {
+    /// A service with every default over `bytes` of guest memory.
+    pub fn new(bytes: usize) -> Self {
+        Bench::with(Service::builder(), bytes)
+    }
+
+    /// The service that `builder` describes over `bytes` of guest memory.
+    pub fn with(builder: ServiceBuilder, bytes: usize) -> Self {
+        let memory = memory(bytes);
+        let service = builder.build(memory.clone()).expect("the service starts");
+        Bench { memory, service }
+    }
+
+    /// Attaches a device with a completion ring of its own.
+    pub fn attach(&self, spec: DeviceSpec) -> Device {
+        let (delivery, completions) = Completions::ring(64).expect("an eventfd");
+        let subchannel = self.service.attach(spec, delivery).expect("room for a device");
+        Device { subchannel, completions }
+    }
+
+    /// Writes bytes into guest memory.
+    pub fn put(&self, at: u64, bytes: &[u8]) {
+        self.memory.write_slice(bytes, GuestAddress(at)).expect("inside guest memory");
+    }
+
+    /// Reads bytes from guest memory.
+    pub fn peek(&self, at: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.memory.read_slice(&mut bytes, GuestAddress(at)).expect("inside guest memory");
+        bytes
+    }
+
+    /// Writes a format-1 program.
+    pub fn put_program(&self, at: u32, ccws: &[Ccw]) {
+        for (index, ccw) in ccws.iter().enumerate() {
+            self.put(u64::from(at) + index as u64 * 8, &ccw.to_format_1());
+        }
+    }
+}
+
+/// `bytes` of guest memory from address 0.
+pub fn memory(bytes: usize) -> Arc<GuestMemoryMmap> {
+    let ranges = [(GuestAddress(0), bytes)];
+    Arc::new(GuestMemoryMmap::from_ranges(&ranges).expect("address space for guest memory"))
+}
+
+/// A device and where its results come.
+#[derive(Debug)]
+pub struct Device {
+    /// The VMM's handle.
+    pub subchannel: Subchannel,
+    /// The ring that only this device delivers to.
+    pub completions: Completions,
+}
+
+impl Device {
+    /// Runs one program and returns its status.
+    pub fn run(&mut self, orb: &Orb) -> IrbHead {
+        self.subchannel.submit(orb, 0x5ca1_ab1e).expect("an empty ring takes a request");
+        let mut ended = None;
+        assert!(self.completions.wait(Some(STALL)).expect("poll"), "{orb:?} never ended");
+        let reaped = self.completions.reap(2, |completion| {
+            assert_eq!(completion.user_data, 0x5ca1_ab1e);
+            ended = Some(completion.irb);
+        });
+        assert_eq!(reaped, 1, "one start, one end");
+        ended.expect("reaped one")
+    }
+}
