@@ -96,7 +96,7 @@ impl Doorbell {
     pub fn set(&self, index: usize) {
         assert!(index < self.bits, "index {index} at a doorbell for {} indices", self.bits);
         let word = index / 64;
-        // Release: pairs with the acquire of the take in `Drain::next`, for the caller's work.
+        // Release: pairs with the acquire of the take in `Drain::next_word`, for the caller's work.
         // Acquire: pairs with the release of that take; if it came first, the summary is seen clear.
         // It must be done also for a bit that is set, since the take may be about to happen.
         self.words[word].fetch_or(1 << (index % 64), Ordering::AcqRel);
@@ -104,8 +104,9 @@ impl Doorbell {
         // Relaxed: if it is set, some take of the word comes after the mark above (module
         // documentation).
         if summary.load(Ordering::Relaxed) & bit == 0 {
-            // Release: pairs with the acquire of the swap in `Drain::next`, so that the take finds
-            // the word marked.
+            // Release: pairs with the acquire of the swap in `Drain::next_word`, so that the take
+            // finds the word marked. No model shows that: loom's read-modify-writes see the last
+            // value anyway, which the language promises only with this order.
             summary.fetch_or(bit, Ordering::Release);
         }
     }

@@ -49,6 +49,22 @@
 //!
 //! One cache line for `tail` and one for its reference count, then `size_of::<T>()` plus 8 bytes for
 //! each slot, without padding: a service has one such ring for each of up to 65,536 subchannels.
+//! Entries smaller than a cache line are spread over lines by a stride instead.
+//!
+//! # Measured
+//!
+//! 2026-11-22, two vCPUs of a shared Intel Xeon (family 6, model 207), 1,024 slots, interleaved rounds
+//! with crossbeam-queue 0.3.14's `ArrayQueue`, nanoseconds for an entry of 8 / 40 bytes:
+//!
+//! | | this ring | `ArrayQueue` |
+//! |---|---|---|
+//! | push and pop on one thread, 10th percentile | 9.0 / 17.5 | 14.7 / 21.9 |
+//! | two producers and a consumer, median | 32 / 34 | 55 / 56 |
+//! | one producer and a consumer, median | 31 / 39 | 66 / 73 |
+//!
+//! Claiming by a compare-and-swap on `tail`, as Vyukov's queue does, was tried first: 11.8 ns on one
+//! thread, and up to 140 ns between threads while the consumer keeps up with the producers, because
+//! each look into the empty ring then takes the line of `tail` away from them.
 
 #[cfg(all(test, loom))]
 mod loom_model;

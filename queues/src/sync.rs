@@ -2,7 +2,11 @@
 //!
 //! A normal build gets them from `core`, `std` and `parking_lot`. With `--cfg loom` they come from
 //! the loom model checker, which runs the same code through the interleavings and the reorderings
-//! that the C++20 memory model allows.
+//! that the C++20 memory model allows:
+//!
+//! ```text
+//! RUSTFLAGS="--cfg loom" cargo test -p vfio-ccw-queues --release loom
+//! ```
 
 pub(crate) use imp::*;
 
