@@ -36,6 +36,7 @@
 //! | [`architecture`] | ORB, CCW, IDAW, SCSW, IRB, SCHIB, CRW, byte for byte |
 //! | [`channel_subsystem`] | the software channel subsystem and its device models |
 //! | [`backend`] | the vfio-ccw contract: regions, `ret_code`, interrupt |
+//! | [`translation`] | guest program in, shadow program out; policy |
 //! | [`volume`] | image files |
 //! | [`service`] | shards, subchannels, rings, delivery |
 //! | [`engine`] | a service as the load generator drives it (feature `load`) |
@@ -50,15 +51,15 @@ pub mod channel_subsystem;
 pub mod engine;
 pub mod service;
 mod shadow;
-mod translation;
+pub mod translation;
 mod turn;
 pub mod volume;
 mod watch;
 
 pub use service::{
     AttachError, Cc, Completion, Completions, Delivery, DeviceSpec, Driver, DriverChoice,
-    Interrupts, Service, ServiceBuilder, ServiceError, Subchannel, SubmitError, Trigger,
+    Interrupts, Service, ServiceBuilder, ServiceError, Subchannel, SubmitError, Trigger, Unfetched,
 };
 pub use shadow::{GUEST_IOVA, SHADOW_IOVA};
-pub use translation::Limits;
+pub use translation::{Limits, Policy};
 pub use vfio_ccw_pinning::Mode;

@@ -6,7 +6,7 @@
 //!
 //! | IOVA | what |
 //! |---|---|
-//! | 0 .. 64 KiB | never mapped: an IDAW that must fail points to 0 |
+//! | 0 .. 64 KiB | never mapped: an IDAW that must fail points to 0, or to 4 KiB if with a protection check |
 //! | 64 KiB .. 1 GiB | shadow arenas, one after the other |
 //! | 4 GiB + guest address | guest memory |
 //!
@@ -29,6 +29,9 @@ pub const SHADOW_IOVA: u64 = 64 << 10;
 
 /// An I/O virtual address that is never mapped.
 pub const UNMAPPED_IOVA: u64 = 0;
+
+/// An I/O virtual address that is never mapped and stands for storage that a key protects.
+pub const PROTECTED_IOVA: u64 = 4 << 10;
 
 /// Bytes that all shadow arenas of a service share.
 const ALL_ARENAS: u64 = (1 << 30) - SHADOW_IOVA;

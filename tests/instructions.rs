@@ -176,7 +176,6 @@ fn operand_exceptions_come_before_the_subchannel_is_looked_at() {
     let bad = [
         (base.with_flags(flags | OrbFlags::TRANSPORT_MODE), OrbError::TransportMode),
         (base.with_flags(flags | OrbFlags::EXTENSION), OrbError::Extension),
-        (base.with_flags(flags | OrbFlags::MIDAW), OrbError::Midaw),
         (base.with_cpa(0x8000_1000), OrbError::CpaBit0 { cpa: 0x8000_1000 }),
     ];
     for (orb, error) in &bad {

@@ -78,6 +78,12 @@ counters! {
     pub struct ShardCounters of Counter {
         Starts starts "vfio_ccw_starts_total"
             "Requests that a shard took from a submission ring.";
+        Unfetched unfetched "vfio_ccw_unfetched_starts_total"
+            "Requests whose ORB forbids prefetching, so that the program may change itself.";
+        Suspensions suspensions "vfio_ccw_suspensions_total"
+            "Times a channel program suspended itself.";
+        Intermediate intermediate "vfio_ccw_intermediate_status_total"
+            "Program-controlled interruptions that were presented while their program went on.";
         Interrupts interrupts "vfio_ccw_interrupts_total"
             "Device interrupts that a shard handled.";
         Spins spins "vfio_ccw_spins_total"

@@ -75,6 +75,18 @@ impl Region {
         self.host
     }
 
+    /// Guest address behind its last byte.
+    #[inline]
+    pub fn end(&self) -> u64 {
+        self.start.saturating_add(self.len)
+    }
+
+    /// Number of the frame that holds guest address `address`, which is in the region.
+    #[inline]
+    pub fn frame(&self, address: u64) -> u32 {
+        self.first_frame + ((address - self.start) >> FRAME_SHIFT) as u32
+    }
+
     fn offset(&self, address: u64) -> Option<u64> {
         address.checked_sub(self.start).filter(|offset| *offset < self.len)
     }
@@ -158,8 +170,7 @@ impl GuestMap {
     /// Frame number of the frame that holds `address`.
     #[inline]
     pub fn frame(&self, address: u64) -> Option<u32> {
-        let region = self.region(address)?;
-        Some(region.first_frame + ((address - region.start) >> FRAME_SHIFT) as u32)
+        Some(self.region(address)?.frame(address))
     }
 
     /// Guest address of a frame, the inverse of [`GuestMap::frame`].

@@ -56,6 +56,12 @@ pub mod command {
     pub const READ_DEVICE_CHARACTERISTICS: u8 = 0x64;
     /// SENSE ID.
     pub const SENSE_ID: u8 = 0xe4;
+
+    /// Whether a command is one of the SEARCH family (equal, high, equal-or-high of home address, ID
+    /// or key): the only ones that end with status modifier, so that the next CCW is skipped.
+    pub fn is_search(command: u8) -> bool {
+        command & 0x60 != 0 && matches!(command & 0x1f, 0x09 | 0x0d | 0x11 | 0x15 | 0x19)
+    }
 }
 
 /// What the low bits of a command code say about the direction of data.
@@ -89,6 +95,11 @@ impl CommandClass {
             low if low & 3 == 2 => CommandClass::Read,
             _ => CommandClass::Control,
         }
+    }
+
+    /// Whether a code of this class is a command: not invalid, and no transfer.
+    pub fn is_command(self) -> bool {
+        !matches!(self, CommandClass::Invalid | CommandClass::Transfer)
     }
 
     /// Whether data flows from the device into memory.
@@ -255,6 +266,17 @@ impl fmt::Debug for Ccw1 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn searches_are_told_from_writes() {
+        for search in [0x29, 0x31, 0x39, 0x49, 0x51, 0x69, 0x71, 0xa9, 0xb1, 0xb9, 0xc9, 0xf1] {
+            assert!(command::is_search(search), "{search:02x}");
+        }
+        for other in [0x01, 0x05, 0x85, 0x8d, 0x95, 0x1d, 0x9d, 0x11, 0x19, 0x41, 0xa5, 0x63, 0x47]
+        {
+            assert!(!command::is_search(other), "{other:02x}");
+        }
+    }
 
     #[test]
     fn both_formats_decode_to_the_same_ccw() {

@@ -80,6 +80,15 @@ pub struct IrbHead {
 const _: () = assert!(size_of::<IrbHead>() == 64);
 
 impl IrbHead {
+    /// The same block with concurrent sense: at most 32 bytes, in the ECW.
+    pub fn with_sense(mut self, sense: &[u8]) -> Self {
+        let len = sense.len().min(self.ecw.len());
+        self.ecw[..len].copy_from_slice(&sense[..len]);
+        self.esw.erw = Erw::concurrent_sense(len as u8);
+        self.scsw = self.scsw.with_flags(ScswFlags::EXTENDED_CONTROL | ScswFlags::ESW_FORMAT);
+        self
+    }
+
     /// Sense bytes presented together with unit check, or an empty slice.
     pub fn sense(&self) -> &[u8] {
         match self.esw.erw.sense_count() {

@@ -9,6 +9,7 @@
 //! | [`Orb`] | 12 | operation-request block, the operand of START SUBCHANNEL |
 //! | [`Ccw0`], [`Ccw1`] | 8 | channel-command word, format 0 (24-bit) and format 1 (31-bit) |
 //! | [`Idaw1`], [`Idaw2`] | 4, 8 | indirect-data-address word, 31-bit and 64-bit |
+//! | [`Midaw`] | 16 | modified indirect-data-address word |
 //! | [`Scsw`] | 12 | subchannel-status word |
 //! | [`Irb`] | 96 | interruption-response block: SCSW, ESW, ECW, EMW |
 //! | [`Pmcw`], [`Schib`] | 28, 52 | path-management control word, subchannel-information block |
@@ -22,6 +23,7 @@ mod crw;
 pub mod decode;
 mod idaw;
 mod irb;
+mod midaw;
 mod orb;
 mod schib;
 mod scsw;
@@ -30,6 +32,7 @@ pub use ccw::{Ccw, Ccw0, Ccw1, CcwFlags, CommandClass, command};
 pub use crw::{Crw, CrwFlags, ReportingSource};
 pub use idaw::{Idaw1, Idaw2, IdawFormat};
 pub use irb::{Ecw, Erw, Esw, Irb, IrbHead};
+pub use midaw::{Midaw, MidawFlags};
 pub use orb::{Orb, OrbError, OrbFlags};
 pub use schib::{Pmcw, PmcwFlags, Schib};
 pub use scsw::{DeviceStatus, Scsw, ScswFlags, SubchannelStatus};

@@ -62,9 +62,6 @@ pub enum OrbError {
         "ORB asks for transport mode: only command mode is offered; clear bit B (0x00040000 of word 1)"
     )]
     TransportMode,
-    /// D = 1: the MIDAW facility is not offered.
-    #[error("ORB asks for MIDAWs: the facility is not offered; clear bit D (0x40 of word 1)")]
-    Midaw,
     /// X = 1: the ORB-extension facility is not offered.
     #[error("ORB asks for the extension: the facility is not offered; clear bit X (0x1 of word 1)")]
     Extension,
@@ -123,6 +120,12 @@ impl Orb {
         self
     }
 
+    /// The same ORB with another subchannel key (0 to 15).
+    pub fn with_key(mut self, key: u8) -> Self {
+        self.word1.set(self.word1.get() & 0x0fff_ffff | u32::from(key) << 28);
+        self
+    }
+
     /// The same ORB with another channel-program address.
     pub fn with_cpa(mut self, cpa: u32) -> Self {
         self.cpa.set(cpa);
@@ -132,6 +135,10 @@ impl Orb {
     /// Interruption parameter: returned in the interruption code, not interpreted.
     pub fn intparm(&self) -> u32 {
         self.intparm.get()
+    }
+
+    pub(super) fn word1(&self) -> u32 {
+        self.word1.get()
     }
 
     /// Subchannel key, 0 to 15.
@@ -171,7 +178,8 @@ impl Orb {
         }
     }
 
-    /// The operand checks of START SUBCHANNEL, in QEMU's order (`ioinst_orb_valid`).
+    /// The operand checks of START SUBCHANNEL, in QEMU's order (`ioinst_orb_valid`). Bit D is
+    /// accepted, unlike there: MIDAWs are translated.
     ///
     /// # Errors
     ///
@@ -187,9 +195,6 @@ impl Orb {
         }
         if flags.contains(OrbFlags::EXTENSION) {
             return Err(OrbError::Extension);
-        }
-        if flags.contains(OrbFlags::MIDAW) {
-            return Err(OrbError::Midaw);
         }
         if self.cpa() & 0x8000_0000 != 0 {
             return Err(OrbError::CpaBit0 { cpa: self.cpa() });
@@ -243,10 +248,7 @@ mod tests {
         let reserved = Orb { word1: U32::new(0x0080_8002), ..Orb::new(8) };
         assert_eq!(reserved.check(), Err(OrbError::ReservedBits { word: 0x0080_8002 }));
         let base = Orb::new(8);
-        assert_eq!(
-            base.with_flags(OrbFlags::FORMAT_1 | OrbFlags::MIDAW).check(),
-            Err(OrbError::Midaw)
-        );
+        assert_eq!(base.with_flags(OrbFlags::FORMAT_1 | OrbFlags::MIDAW).check(), Ok(()));
         assert_eq!(
             base.with_flags(OrbFlags::FORMAT_1 | OrbFlags::EXTENSION).check(),
             Err(OrbError::Extension)

@@ -5,6 +5,8 @@ use std::fmt;
 use zerocopy::big_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::orb::Orb;
+
 bitflags::bitflags! {
     /// SCSW word 0 without the key (bits 0-3) and the deferred condition code (bits 6-7).
     #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -159,9 +161,11 @@ impl Scsw {
         self
     }
 
-    /// The same word with this subchannel key (0 to 15).
-    pub fn with_key(mut self, key: u8) -> Self {
-        self.word0.set(self.word0.get() & 0x0fff_ffff | u32::from(key) << 28);
+    /// The same word with the key and the controls S, F, P, I, A and U of an ORB: they stand at the
+    /// same places in both.
+    pub fn with_controls_of(mut self, orb: &Orb) -> Self {
+        let controls = 0xf8f8_0000;
+        self.word0.set(self.word0.get() & !controls | orb.word1() & controls);
         self
     }
 
@@ -175,6 +179,20 @@ impl Scsw {
     pub fn with_flags(mut self, flags: ScswFlags) -> Self {
         self.word0.set(self.word0.get() | flags.bits());
         self
+    }
+
+    /// The same word without these flags.
+    pub fn without_flags(mut self, flags: ScswFlags) -> Self {
+        self.word0.set(self.word0.get() & !flags.bits());
+        self
+    }
+
+    /// This ending status together with intermediate status that was not fetched before.
+    pub fn merged_with(mut self, earlier: Scsw) -> Self {
+        let status = earlier.flags() & ScswFlags::INTERMEDIATE;
+        self.subchannel_status |=
+            earlier.subchannel_status & SubchannelStatus::PROGRAM_CONTROLLED.bits();
+        self.with_flags(status)
     }
 
     /// Flags of word 0.
@@ -210,6 +228,13 @@ impl Scsw {
     /// Residual count of the last CCW, in bytes.
     pub fn count(&self) -> u16 {
         self.count.get()
+    }
+
+    /// Whether this is the status that a program ends with, or a start that failed; else the program
+    /// goes on (intermediate status), or waits to be resumed.
+    pub fn is_final(&self) -> bool {
+        let ending = ScswFlags::PRIMARY | ScswFlags::SECONDARY | ScswFlags::ALERT;
+        self.flags().intersects(ending)
     }
 
     /// Whether the program ended as a program should: channel end and device end, no channel

@@ -7,8 +7,9 @@ use vfio_ccw_metrics::DeviceClass;
 use vmm_sys_util::eventfd::EventFd;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::architecture::{Irb, OrbFlags, ScswFlags};
-use crate::channel_subsystem::{Device, DmaSpace, execute};
+use crate::architecture::{Irb, IrbHead, OrbFlags, ScswFlags};
+use crate::channel_subsystem::{Device, DmaSpace, Entry, Run, execute};
+use crate::translation::Rules;
 
 use super::{Backend, Errno, IoRegion};
 
@@ -21,6 +22,8 @@ use super::{Backend, Errno, IoRegion};
 pub struct InProcess<D> {
     device: D,
     memory: Arc<DmaSpace>,
+    /// What programs are held to that come untranslated (ORB.P = 0).
+    rules: Option<Arc<Rules>>,
     region: IoRegion,
     /// A program was started and has not ended.
     pending: bool,
@@ -30,7 +33,14 @@ pub struct InProcess<D> {
 impl<D: Device> InProcess<D> {
     /// A device that sees `memory`.
     pub fn new(device: D, memory: Arc<DmaSpace>) -> Self {
-        InProcess { device, memory, region: IoRegion::default(), pending: false, irq: None }
+        let region = IoRegion::default();
+        InProcess { device, memory, rules: None, region, pending: false, irq: None }
+    }
+
+    /// The same device, with rules for programs that come untranslated, because their ORB has P = 0.
+    pub fn held_to(mut self, rules: Arc<Rules>) -> Self {
+        self.rules = Some(rules);
+        self
     }
 
     /// Sets the eventfd of the I/O interrupt, or takes it away (SET_IRQS on index 0).
@@ -80,20 +90,42 @@ impl<D: Device> InProcess<D> {
         self.pending
     }
 
-    /// Executes the program that was started, stores its IRB and signals the interrupt.
+    /// Executes the program that was started to its end or suspension, stores its IRB and signals
+    /// the interrupt. For a CCW with the PCI flag, too, the IRB is stored, the interrupt signalled,
+    /// and `intermediate` called.
     ///
     /// # Errors
     ///
     /// The eventfd cannot be written; the IRB is stored all the same.
-    pub async fn run(&mut self) -> io::Result<()> {
+    pub async fn run(&mut self, intermediate: &mut dyn FnMut(IrbHead)) -> io::Result<()> {
         if !self.pending {
             return Ok(());
         }
-        let head = execute(&self.region.orb, &self.memory, &mut self.device).await;
-        self.region.irb = Irb { head, emw: [0; 32] };
+        let InProcess { device, memory, rules, region, irq, .. } = self;
+        let resumed = region.scsw.flags().contains(ScswFlags::RESUME_PENDING);
+        let run = Run {
+            orb: region.orb,
+            entry: if resumed { Entry::Resume } else { Entry::Start },
+            dma: memory,
+            rules: rules.as_deref(),
+        };
+        let mut signalled = Ok(());
+        let mut present = |head| {
+            region.irb = Irb { head, emw: [0; 32] };
+            // After the IRB: who sees the signal must find it.
+            let signal = irq.as_ref().map_or(Ok(()), |irq| irq.write(1));
+            if signal.is_err() {
+                signalled = signal;
+            }
+        };
+        let ended = execute(&run, device, &mut |head| {
+            present(head);
+            intermediate(head);
+        })
+        .await;
+        present(ended);
         self.pending = false;
-        // After the IRB: who sees the signal must find it.
-        self.irq.as_ref().map_or(Ok(()), |irq| irq.write(1))
+        signalled
     }
 
     /// Bytes read from and written to the medium since this was last asked.
@@ -146,9 +178,11 @@ impl<D: Device> Backend for InProcess<D> {
         self.start_with(region)
     }
 
-    async fn interrupt(&mut self) -> Result<(), Errno> {
+    async fn interrupt(&mut self, intermediate: &mut dyn FnMut(IrbHead)) -> Result<(), Errno> {
         // Without an eventfd, which is never set here, there is nothing that can fail.
-        self.run().await.map_err(|error| Errno(error.raw_os_error().unwrap_or(libc::EIO)))
+        self.run(intermediate)
+            .await
+            .map_err(|error| Errno(error.raw_os_error().unwrap_or(libc::EIO)))
     }
 
     fn read(&mut self, region: &mut IoRegion) -> Result<(), Errno> {
@@ -207,7 +241,7 @@ mod tests {
         assert!(irq.read().is_err(), "nothing has happened yet");
         assert_eq!(device.write_region(0, region.as_bytes()), Err(Errno::BUSY));
         assert_eq!(ret_code(&device), -libc::EBUSY);
-        block_on(device.run());
+        block_on(device.run(&mut |_| {}));
         assert_eq!(irq.read().unwrap(), 1);
         let mut bytes = [0; 124];
         device.read_region(0, &mut bytes).unwrap();
@@ -216,7 +250,7 @@ mod tests {
         let mut id = [0; 7];
         map.read(0x1000, &mut id);
         assert_eq!(id[0], 0xff);
-        block_on(device.run());
+        block_on(device.run(&mut |_| {}));
         assert!(irq.read().is_err(), "no program, no signal");
     }
 

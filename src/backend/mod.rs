@@ -12,6 +12,8 @@ mod signalled;
 
 use vfio_ccw_metrics::DeviceClass;
 
+use crate::architecture::IrbHead;
+
 pub use in_process::InProcess;
 pub use region::{AsyncRegion, CrwRegion, IoRegion, SchibRegion};
 pub(crate) use signalled::Signalled;
@@ -40,8 +42,9 @@ pub(crate) trait Backend {
     /// Writes the I/O region: START SUBCHANNEL.
     fn start(&mut self, region: &mut IoRegion) -> Result<(), Errno>;
 
-    /// Waits for the I/O interrupt.
-    async fn interrupt(&mut self) -> Result<(), Errno>;
+    /// Waits for the I/O interrupt that tells of the program's end or suspension. `intermediate` is
+    /// given the status of a program that goes on; of several that come at once, perhaps the last.
+    async fn interrupt(&mut self, intermediate: &mut dyn FnMut(IrbHead)) -> Result<(), Errno>;
 
     /// Reads the I/O region: the last IRB.
     fn read(&mut self, region: &mut IoRegion) -> Result<(), Errno>;

@@ -36,6 +36,13 @@ impl IoRegion {
         IoRegion { orb, scsw: Scsw::new(ScswFlags::START_FUNCTION), ..IoRegion::default() }
     }
 
+    /// A region that resumes a suspended program with `orb`. The kernel's driver does not know this:
+    /// it looks at the function control only, and would start the program anew.
+    pub fn resume(orb: Orb) -> Self {
+        let scsw = Scsw::new(ScswFlags::START_FUNCTION | ScswFlags::RESUME_PENDING);
+        IoRegion { scsw, ..IoRegion::start(orb) }
+    }
+
     /// Sets `ret_code` as the driver does, and returns it as the result of the write.
     pub(super) fn answer(&mut self, result: Result<(), Errno>) -> Result<(), Errno> {
         self.ret_code.set(result.map_or_else(|errno| -errno.0, |()| 0));

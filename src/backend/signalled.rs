@@ -4,7 +4,7 @@
 //! This is how a device outside the shard will be waited for. In process it costs a task switch and
 //! two system calls an I/O; it is offered for comparison and so that the path is exercised.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 
@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use vfio_ccw_metrics::DeviceClass;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::architecture::IrbHead;
 use crate::channel_subsystem::Device;
 
 use super::{Backend, Errno, InProcess, IoRegion};
@@ -28,6 +29,8 @@ pub(crate) struct Signalled<D> {
 struct Link<D> {
     /// Taken out by the device's task while it executes.
     device: RefCell<Option<InProcess<D>>>,
+    /// Status of the program that runs, not seen yet.
+    intermediate: Cell<Option<IrbHead>>,
     started: Notify,
 }
 
@@ -40,7 +43,11 @@ impl<D: Device + 'static> Signalled<D> {
     pub(crate) fn new(mut device: InProcess<D>) -> io::Result<Self> {
         let irq = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         device.set_irq(Some(irq.try_clone()?));
-        let link = Rc::new(Link { device: RefCell::new(Some(device)), started: Notify::new() });
+        let link = Rc::new(Link {
+            device: RefCell::new(Some(device)),
+            intermediate: Cell::new(None),
+            started: Notify::new(),
+        });
         let watched = crate::watch::eventfd(irq)?;
         tokio::task::spawn_local(run(Rc::downgrade(&link)));
         Ok(Signalled { link, irq: watched })
@@ -59,7 +66,7 @@ async fn run<D: Device>(link: std::rc::Weak<Link<D>>) {
             }
             continue;
         };
-        let result = device.run().await;
+        let result = device.run(&mut |irb| live.intermediate.set(Some(irb))).await;
         *live.device.borrow_mut() = Some(device);
         if let Err(error) = result {
             tracing::error!(%error, "the I/O interrupt could not be signalled");
@@ -87,12 +94,19 @@ impl<D: Device> Backend for Signalled<D> {
         Ok(())
     }
 
-    async fn interrupt(&mut self) -> Result<(), Errno> {
-        // Edge-triggered: each write to the eventfd is an event of its own, so the counter is never
-        // read back.
+    async fn interrupt(&mut self, intermediate: &mut dyn FnMut(IrbHead)) -> Result<(), Errno> {
         let errno = |error: io::Error| Errno(error.raw_os_error().unwrap_or(libc::EIO));
-        self.irq.readable().await.map_err(errno)?.clear_ready();
-        Ok(())
+        loop {
+            // A new signal is a new edge: the counter need not be read.
+            self.irq.readable().await.map_err(errno)?.clear_ready();
+            if let Some(irb) = self.link.intermediate.take() {
+                intermediate(irb);
+            }
+            // Signals may have run together, or one be left over: what counts is where the device is.
+            if self.link.device.borrow().as_ref().is_some_and(|device| !device.is_pending()) {
+                return Ok(());
+            }
+        }
     }
 
     fn read(&mut self, region: &mut IoRegion) -> Result<(), Errno> {

@@ -3,14 +3,15 @@
 
 use vfio_ccw_pinning::HostRange;
 
-use crate::architecture::{Ccw, CcwFlags, Idaw1, IdawFormat, SubchannelStatus};
+use crate::architecture::{Ccw, CcwFlags, CommandClass, Idaw1, IdawFormat, SubchannelStatus};
 
-use super::interpreter::Channel;
+use super::channel::Channel;
+use super::dma::DmaSpace;
 
 /// A piece of a data area.
 #[derive(Clone, Copy, Debug)]
 pub enum Extent {
-    /// Memory to read or write.
+    /// Memory to read or write; for a command that reads backward, to fill from its end.
     Memory(HostRange),
     /// This many bytes are read from the device but not stored (SKIP).
     Skipped(usize),
@@ -41,10 +42,10 @@ pub struct Mark {
     following: u32,
 }
 
-/// What is left of the block being used.
+/// What is left of the block being used: `left` bytes from `address`, upward or downward.
 #[derive(Clone, Copy, Debug)]
 struct Block {
-    iova: u64,
+    address: u64,
     left: u32,
 }
 
@@ -58,8 +59,12 @@ pub struct Data<'a> {
     /// Index of the next IDAW of the current CCW.
     next_block: u32,
     block: Block,
+    /// The command that the device is executing.
+    command: u8,
     /// Skip flags matter to commands that store.
     stores: bool,
+    /// Data goes down from its address.
+    backward: bool,
     check: SubchannelStatus,
     wanted_more: bool,
 }
@@ -84,8 +89,10 @@ impl<'a> Data<'a> {
             ccw,
             left: u32::from(ccw.count),
             next_block: 0,
-            block: Block { iova: 0, left: 0 },
+            block: Block { address: 0, left: 0 },
+            command: ccw.command,
             stores: ccw.class().stores(),
+            backward: ccw.class() == CommandClass::ReadBackward,
             check: SubchannelStatus::empty(),
             wanted_more: false,
         }
@@ -122,16 +129,40 @@ impl<'a> Data<'a> {
         if self.block.left == 0 && !self.open_block() {
             return None;
         }
+        let address = self.block.address;
         let most = most.min(self.block.left as usize);
-        let Some(range) = self.channel.dma.bytes_from(self.block.iova, most) else {
-            self.check = SubchannelStatus::PROGRAM_CHECK;
-            return None;
+        let most = self.channel.reach(address, most, self.backward);
+        let range = match self.memory(address, most) {
+            Ok(range) => range,
+            Err(check) => {
+                self.check = check;
+                return None;
+            }
         };
         let taken = range.len() as u32;
-        self.block =
-            Block { iova: self.block.iova + u64::from(taken), left: self.block.left - taken };
+        let behind = match self.backward {
+            false => address + u64::from(taken),
+            // Below address 0 there is nothing left of the block.
+            true => address.wrapping_sub(taken.into()),
+        };
+        self.block = Block { address: behind, left: self.block.left - taken };
         self.left -= taken;
         Some(Extent::Memory(range))
+    }
+
+    /// The memory from `address` on, at most `most` bytes.
+    #[inline]
+    fn memory(&self, address: u64, most: usize) -> Result<HostRange, SubchannelStatus> {
+        let iova = self.channel.iova(address).ok_or(SubchannelStatus::PROGRAM_CHECK)?;
+        let range = match self.backward {
+            false => self.channel.dma.bytes_from(iova, most),
+            true => self.channel.dma.bytes_up_to(iova, most),
+        };
+        let range = range.ok_or_else(|| DmaSpace::fault(iova))?;
+        if self.channel.is_protected(address, self.stores) {
+            return Err(SubchannelStatus::PROTECTION_CHECK);
+        }
+        Ok(range)
     }
 
     /// Device to memory: stores `bytes`, or as many as there is room for. Returns how many.
@@ -139,7 +170,14 @@ impl<'a> Data<'a> {
         let mut done = 0;
         while let Some(extent) = self.next(bytes.len() - done) {
             if let Extent::Memory(range) = extent {
-                range.write(0, &bytes[done..done + range.len()]);
+                let piece = &bytes[done..done + range.len()];
+                if self.backward {
+                    for (from_end, byte) in piece.iter().enumerate() {
+                        range.write(range.len() - 1 - from_end, &[*byte]);
+                    }
+                } else {
+                    range.write(0, piece);
+                }
             }
             done += extent.len();
         }
@@ -188,6 +226,10 @@ impl<'a> Data<'a> {
         self.block = mark.block;
         self.channel.next = mark.following;
         self.wanted_more = false;
+        if mark.ccw.flags.contains(CcwFlags::MODIFIED_INDIRECT) {
+            // A list that is no more what it was has no pieces: a program check, if it is used again.
+            self.channel.load_pieces(&mark.ccw);
+        }
     }
 
     /// Makes the next CCW of a data chain current.
@@ -195,61 +237,88 @@ impl<'a> Data<'a> {
         if !self.ccw.flags.contains(CcwFlags::CHAIN_DATA) {
             return false;
         }
-        let Some(ccw) = self.channel.fetch_data_chained() else {
-            self.check = SubchannelStatus::PROGRAM_CHECK;
-            return false;
+        let ccw = match self.channel.fetch_data_chained(self.command) {
+            Ok(ccw) => ccw,
+            Err(check) => {
+                self.check = check.status;
+                self.left = check.count.into();
+                return false;
+            }
         };
         self.ccw = ccw;
         self.left = u32::from(ccw.count);
         self.next_block = 0;
-        self.block = Block { iova: 0, left: 0 };
+        self.block = Block { address: 0, left: 0 };
         true
     }
 
     /// Finds the next block of the current CCW.
     fn open_block(&mut self) -> bool {
-        let opened = if self.ccw.flags.contains(CcwFlags::INDIRECT) {
+        let opened = if self.ccw.flags.contains(CcwFlags::MODIFIED_INDIRECT) {
+            self.modified_indirect_block()
+        } else if self.ccw.flags.contains(CcwFlags::INDIRECT) {
             self.indirect_block()
         } else {
-            self.direct_block()
+            self.direct_block().ok_or(SubchannelStatus::PROGRAM_CHECK)
         };
         match opened {
-            Some(block) => {
+            Ok(block) => {
                 self.next_block += 1;
                 self.block = block;
                 true
             }
-            None => {
-                self.check = SubchannelStatus::PROGRAM_CHECK;
+            Err(check) => {
+                self.check = check;
                 false
             }
         }
     }
 
-    /// A direct area is one block; it may not pass the end of 24- or 31-bit addresses.
+    /// A direct area is one block; it may not pass the end of 24- or 31-bit addresses, nor go below
+    /// address 0.
     fn direct_block(&self) -> Option<Block> {
-        let iova = u64::from(self.ccw.address) + u64::from(self.ccw.count) - u64::from(self.left);
-        let left = self
-            .left
-            .min(self.channel.address_limit().checked_sub(iova)?.try_into().unwrap_or(u32::MAX));
-        (left > 0).then_some(Block { iova, left })
+        let limit = self.channel.address_limit();
+        let start = u64::from(self.ccw.address);
+        let done = u64::from(self.ccw.count) - u64::from(self.left);
+        let (address, room) = if self.backward {
+            let address = start.checked_sub(done)?;
+            (address, if address < limit { address + 1 } else { 0 })
+        } else {
+            (start + done, limit.checked_sub(start + done)?)
+        };
+        let left = self.left.min(room.try_into().unwrap_or(u32::MAX));
+        (left > 0).then_some(Block { address, left })
     }
 
-    fn indirect_block(&self) -> Option<Block> {
+    fn indirect_block(&self) -> Result<Block, SubchannelStatus> {
+        const PROGRAM_CHECK: SubchannelStatus = SubchannelStatus::PROGRAM_CHECK;
         let format = self.channel.idaws;
+        let (block, size) = (u64::from(format.block()), u64::from(format.size()));
         let list = u64::from(self.ccw.address);
-        if !list.is_multiple_of(u64::from(format.size())) || list >= self.channel.address_limit() {
-            return None;
+        if !list.is_multiple_of(size) || list >= self.channel.address_limit() {
+            return Err(PROGRAM_CHECK);
         }
-        let at = list + u64::from(self.next_block) * u64::from(format.size());
-        let iova = match format {
-            IdawFormat::Format1 => Idaw1(self.channel.dma.load_word(at)?.into()).address()?,
-            _ => u64::from_be_bytes(self.channel.dma.load_doubleword(at)?),
+        let at = list + u64::from(self.next_block) * size;
+        let address = match format {
+            IdawFormat::Format1 => {
+                Idaw1(self.channel.word(at)?.into()).address().ok_or(PROGRAM_CHECK)?
+            }
+            _ => u64::from_be_bytes(self.channel.doubleword(at)?),
         };
-        let offset = (iova % u64::from(format.block())) as u32;
-        if self.next_block > 0 && offset != 0 {
-            return None;
+        let offset = address % block;
+        let (at_edge, left) = match self.backward {
+            false => (offset == 0, block - offset),
+            true => (offset == block - 1, offset + 1),
+        };
+        if self.next_block > 0 && !at_edge {
+            return Err(PROGRAM_CHECK);
         }
-        Some(Block { iova, left: format.block() - offset })
+        Ok(Block { address, left: left as u32 })
+    }
+
+    fn modified_indirect_block(&self) -> Result<Block, SubchannelStatus> {
+        let piece = self.channel.pieces.get(self.next_block as usize);
+        let (start, end) = *piece.ok_or(SubchannelStatus::PROGRAM_CHECK)?;
+        Ok(Block { address: start, left: (end - start) as u32 })
     }
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use vfio_ccw_pinning::{GuestMap, HostRange};
 
-use crate::shadow::{Arena, GUEST_IOVA};
+use crate::architecture::SubchannelStatus;
+use crate::shadow::{Arena, GUEST_IOVA, PROTECTED_IOVA};
 
 /// Why a window cannot be added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -105,6 +106,25 @@ impl DmaSpace {
         window.host.part(offset, most.min(window.host.len() - offset))
     }
 
+    /// The bytes up to and with `iova` from the start of its window, at most `most`; `None` where
+    /// nothing is mapped.
+    #[inline]
+    pub fn bytes_up_to(&self, iova: u64, most: usize) -> Option<HostRange> {
+        let (window, offset) = self.find(iova)?;
+        let len = most.min(offset + 1);
+        window.host.part(offset + 1 - len, len)
+    }
+
+    /// What a program has done that got to `iova`, where nothing is mapped.
+    #[cold]
+    pub(super) fn fault(iova: u64) -> SubchannelStatus {
+        if iova & !0xfff == PROTECTED_IOVA {
+            SubchannelStatus::PROTECTION_CHECK
+        } else {
+            SubchannelStatus::PROGRAM_CHECK
+        }
+    }
+
     /// Loads a doubleword in one access; `None` where it is not mapped or not aligned.
     #[inline]
     pub fn load_doubleword(&self, iova: u64) -> Option<[u8; 8]> {
@@ -150,6 +170,8 @@ mod tests {
         assert_eq!(space.load_word(GUEST_IOVA + 0x1004), Some([5, 6, 7, 8]));
         assert_eq!(space.bytes_from(GUEST_IOVA + 0x1ff0, 64).map(|range| range.len()), Some(16));
         assert!(space.bytes_from(arena.iova(), 8).is_some());
+        assert_eq!(space.bytes_up_to(GUEST_IOVA + 9, 64).map(|range| range.len()), Some(10));
+        assert_eq!(space.bytes_up_to(GUEST_IOVA + 0x1fff, 64).map(|range| range.len()), Some(64));
         for nowhere in
             [0, 0x1000, GUEST_IOVA - 1, GUEST_IOVA + 0x2000, GUEST_IOVA + 0x5000, u64::MAX]
         {

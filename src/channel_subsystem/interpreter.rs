@@ -8,154 +8,87 @@
 use zerocopy::big_endian::U32;
 
 use crate::architecture::{
-    Ccw, CcwFlags, CommandClass, DeviceStatus, Erw, Esw, IdawFormat, IrbHead, Orb, OrbFlags, Scsw,
-    ScswFlags, SubchannelStatus,
+    CcwFlags, DeviceStatus, Esw, IrbHead, Orb, OrbFlags, Scsw, ScswFlags, SubchannelStatus,
 };
-
+use crate::translation::{Access, Rules, Verdict};
 use crate::turn;
 
+use super::channel::{Channel, Found};
 use super::data::{Data, Used};
 use super::{Device, DmaSpace, Ending};
-
-/// CCWs that one start may execute, TICs and data-chained ones included. A program that loops longer
-/// ends in a program check: there is no operator here to notice it, and whoever waits for its end
-/// (a detach, the end of the service) must not wait for hours. At 65,535 bytes a CCW this is 4 GiB.
-pub const CCW_LIMIT: u32 = 1 << 16;
 
 /// Commands between two chances for the other subchannels of the shard.
 const COMMANDS_A_TURN: u32 = 64;
 
-/// Where the channel stands in a program.
-#[derive(Debug)]
-pub(super) struct Channel<'a> {
-    pub(super) dma: &'a DmaSpace,
-    pub(super) format_1: bool,
-    pub(super) idaws: IdawFormat,
-    /// Address of the next CCW: 8 past the current one.
-    pub(super) next: u32,
-    /// A CCW with the PCI flag has taken control.
-    program_controlled: bool,
-    /// CCWs read so far.
-    executed: u32,
+/// How a program is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// By START SUBCHANNEL: the ORB designates its first CCW.
+    Start,
+    /// By RESUME SUBCHANNEL: the ORB designates the CCW that suspended it.
+    Resume,
 }
 
-/// What the channel found at its place in the program.
-enum Found {
-    Command(Ccw),
-    /// A program check; the residual count is that of the CCW.
-    Check(u16),
+/// One execution of a channel program.
+#[derive(Clone, Copy, Debug)]
+pub struct Run<'a> {
+    /// The ORB, which has passed [`Orb::check`].
+    ///
+    /// With P = 1 the program is a translated one: its addresses are I/O virtual. With P = 0 it is
+    /// the guest's own: each address is a guest absolute one, for which the device has memory at
+    /// [`GUEST_IOVA`](crate::GUEST_IOVA), and each CCW and IDAW is fetched when it is used, so the
+    /// program may change itself.
+    pub orb: Orb,
+    /// How it is entered.
+    pub entry: Entry,
+    /// Memory as the device sees it.
+    pub dma: &'a DmaSpace,
+    /// What a program with P = 0 is held to; nobody has checked it before.
+    pub rules: Option<&'a Rules>,
 }
 
-impl Channel<'_> {
-    /// Addresses of CCWs and direct data lie below this.
-    pub(super) fn address_limit(&self) -> u64 {
-        if self.format_1 { 1 << 31 } else { 1 << 24 }
-    }
-
-    /// Reads the CCW at `next` and moves past it; `None` where there can be none.
-    fn fetch(&mut self) -> Option<Ccw> {
-        let at = u64::from(self.next);
-        self.next = self.next.wrapping_add(8);
-        self.executed += 1;
-        if !at.is_multiple_of(8) || at >= self.address_limit() || self.executed > CCW_LIMIT {
-            return None;
-        }
-        Some(Ccw::decode(self.dma.load_doubleword(at)?, self.format_1))
-    }
-
-    /// Follows TICs to the next command. `first`: no TIC may come before the first command.
-    fn fetch_command(&mut self, first: bool) -> Found {
-        let Some(mut ccw) = self.fetch() else {
-            return Found::Check(0);
-        };
-        if ccw.is_tic(self.format_1) {
-            if first {
-                return Found::Check(ccw.count);
-            }
-            match self.transfer(&ccw) {
-                // A TIC may not lead to a TIC.
-                Some(next) if next.is_tic(self.format_1) => return Found::Check(next.count),
-                Some(next) => ccw = next,
-                None => return Found::Check(ccw.count),
-            }
-        }
-        if CommandClass::of(ccw.command) == CommandClass::Invalid
-            || CommandClass::of(ccw.command) == CommandClass::Transfer
-            || !self.is_sound(&ccw)
-        {
-            return Found::Check(ccw.count);
-        }
-        self.take_control(&ccw);
-        Found::Command(ccw)
-    }
-
-    /// The next CCW of a data chain; its command code means nothing.
-    pub(super) fn fetch_data_chained(&mut self) -> Option<Ccw> {
-        let mut ccw = self.fetch()?;
-        if ccw.is_tic(self.format_1) {
-            ccw = self.transfer(&ccw).filter(|next| !next.is_tic(self.format_1))?;
-        }
-        if !self.is_sound(&ccw) || ccw.count == 0 {
-            return None;
-        }
-        self.take_control(&ccw);
-        Some(ccw)
-    }
-
-    /// Goes where a TIC leads and reads what stands there.
-    fn transfer(&mut self, tic: &Ccw) -> Option<Ccw> {
-        let odd = self.format_1 && (!tic.flags.is_empty() || tic.count != 0);
-        if odd || !tic.address.is_multiple_of(8) {
-            return None;
-        }
-        self.next = tic.address;
-        self.fetch()
-    }
-
-    /// Checks that hold for every CCW that is not a TIC.
-    fn is_sound(&self, ccw: &Ccw) -> bool {
-        // MIDAWs need ORB.D, which is never on; suspension is refused before programs get here.
-        let refused = CcwFlags::MODIFIED_INDIRECT | CcwFlags::SUSPEND;
-        let empty = ccw.count == 0 && (!self.format_1 || ccw.flags.contains(CcwFlags::CHAIN_DATA));
-        !ccw.flags.intersects(refused) && !empty
-    }
-
-    fn take_control(&mut self, ccw: &Ccw) {
-        self.program_controlled |= ccw.flags.contains(CcwFlags::PROGRAM_CONTROLLED);
+impl<'a> Run<'a> {
+    /// The start of a translated program.
+    pub fn new(orb: Orb, dma: &'a DmaSpace) -> Self {
+        Run { orb, entry: Entry::Start, dma, rules: None }
     }
 }
 
-/// Executes the program that `orb` designates on `device`, in memory as `dma` shows it, and returns
-/// the SCSW, ESW and ECW that it ends with.
+/// Executes a program on `device` and returns the SCSW, ESW and ECW that it ends with, or is
+/// suspended with ([`ScswFlags::SUSPENDED`]).
 ///
-/// The ORB has passed [`Orb::check`]. Other work of the thread gets its turn every few commands, so
-/// a long program delays its neighbours by microseconds.
-pub async fn execute<D: Device>(orb: &Orb, dma: &DmaSpace, device: &mut D) -> IrbHead {
-    let mut channel = Channel {
-        dma,
-        format_1: orb.is_format_1(),
-        idaws: orb.idaw_format(),
-        next: orb.cpa(),
-        program_controlled: false,
-        executed: 0,
-    };
-    device.begin();
+/// `intermediate` is given the status of each CCW with the PCI flag when it takes control, before
+/// anything of it is validated. Other work of the thread gets its turn every few commands, so a long
+/// program delays its neighbours by microseconds.
+pub async fn execute<D: Device>(
+    run: &Run<'_>,
+    device: &mut D,
+    intermediate: &mut dyn FnMut(IrbHead),
+) -> IrbHead {
+    let orb = &run.orb;
+    let mut channel = Channel::new(run, intermediate);
+    if run.entry == Entry::Start {
+        device.begin();
+    }
     for command in 0u32.. {
         if command > 0 && command.is_multiple_of(COMMANDS_A_TURN) {
             turn::pass().await;
         }
-        let ccw = match channel.fetch_command(command == 0) {
+        let ccw = match channel.fetch_command(command == 0 && run.entry == Entry::Start) {
             Found::Command(ccw) => ccw,
-            Found::Check(count) => {
-                return end(
-                    &channel,
-                    orb,
-                    DeviceStatus::empty(),
-                    SubchannelStatus::PROGRAM_CHECK,
-                    count,
-                );
+            Found::Check(check) => {
+                return ended(orb, channel.next, DeviceStatus::empty(), check.status, check.count);
+            }
+            Found::Suspended(ccw) => {
+                let program_controlled = ccw.flags.contains(CcwFlags::PROGRAM_CONTROLLED);
+                return suspended(orb, channel.next, program_controlled, ccw.count);
             }
         };
+        if let Some(verdict) = channel.refuses(device.class(), &ccw) {
+            let status = Ending::unit_check().status;
+            let irb = ended(orb, channel.next, status, SubchannelStatus::empty(), ccw.count);
+            return irb.with_sense(&verdict.sense());
+        }
         let mut data = Data::new(channel, ccw);
         let ending = device.command(ccw.command, &mut data).await;
         let used;
@@ -167,14 +100,27 @@ pub async fn execute<D: Device>(orb: &Orb, dma: &DmaSpace, device: &mut D) -> Ir
             }
             continue;
         }
-        let mut irb = end(&channel, orb, ending.status, status, used.residual);
+        let irb = ended(orb, channel.next, ending.status, status, used.residual);
         if ending.status.contains(DeviceStatus::UNIT_CHECK) {
-            present_sense(&mut irb, device.take_sense().as_bytes());
+            return irb.with_sense(device.take_sense().as_bytes());
         }
         return irb;
     }
     // 2^32 commands: no program that CCW_LIMIT lets run gets here.
-    end(&channel, orb, DeviceStatus::empty(), SubchannelStatus::PROGRAM_CHECK, 0)
+    ended(orb, orb.cpa(), DeviceStatus::empty(), SubchannelStatus::PROGRAM_CHECK, 0)
+}
+
+impl Channel<'_> {
+    /// The policy's verdict over a command that nobody has judged yet, if it is a refusal.
+    fn refuses(
+        &self,
+        class: vfio_ccw_metrics::DeviceClass,
+        ccw: &crate::architecture::Ccw,
+    ) -> Option<Verdict> {
+        let rules = self.rules.filter(|rules| !rules.policy.is_empty())?;
+        let verdict = rules.policy.judge(&Access::new(class, ccw.command, ccw.count));
+        (verdict != Verdict::Allow).then_some(verdict)
+    }
 }
 
 /// Whether the next command of the chain follows: CC without CD, and the device said channel end
@@ -209,49 +155,53 @@ fn incorrect_length(orb: &Orb, used: &Used, ending: Ending) -> SubchannelStatus 
 }
 
 /// Ending status: primary, secondary and pending; alert where anything is out of the ordinary.
-fn end(
-    channel: &Channel<'_>,
+fn ended(
     orb: &Orb,
+    cpa: u32,
     device: DeviceStatus,
-    mut subchannel: SubchannelStatus,
+    subchannel: SubchannelStatus,
     count: u16,
 ) -> IrbHead {
-    if channel.program_controlled {
-        // No intermediate interruption was taken: the bit is presented with the ending status.
-        subchannel |= SubchannelStatus::PROGRAM_CONTROLLED;
-    }
     let clean = DeviceStatus::CHANNEL_END | DeviceStatus::DEVICE_END;
-    let mut flags = ScswFlags::START_FUNCTION
-        | ScswFlags::PRIMARY
-        | ScswFlags::SECONDARY
+    let mut flags = ScswFlags::PRIMARY | ScswFlags::SECONDARY | ScswFlags::STATUS_PENDING;
+    flags.set(ScswFlags::ALERT, device != clean || !subchannel.is_empty());
+    irb(orb, flags, Scsw::default().with_cpa(cpa).with_status(device, subchannel, count))
+}
+
+/// Status of a program that goes on: a CCW with the PCI flag has taken control.
+pub(super) fn program_controlled(orb: &Orb, cpa: u32) -> IrbHead {
+    let flags = ScswFlags::SUBCHANNEL_ACTIVE
+        | ScswFlags::DEVICE_ACTIVE
+        | ScswFlags::INTERMEDIATE
         | ScswFlags::STATUS_PENDING;
-    flags.set(
-        ScswFlags::ALERT,
-        device != clean || !(subchannel - SubchannelStatus::PROGRAM_CONTROLLED).is_empty(),
-    );
-    flags.set(ScswFlags::FORMAT_1, orb.is_format_1());
-    flags.set(ScswFlags::PREFETCH, orb.flags().contains(OrbFlags::PREFETCH));
-    let scsw = Scsw::new(flags)
-        .with_key(orb.key())
-        .with_cpa(channel.next)
-        .with_status(device, subchannel, count);
+    let status = SubchannelStatus::PROGRAM_CONTROLLED;
+    irb(orb, flags, Scsw::default().with_cpa(cpa).with_status(DeviceStatus::empty(), status, 0))
+}
+
+/// Status of a program that waits to be resumed. The guest is told unless it asked not to be and
+/// there is no PCI to tell it of (Hercules `execute_ccw_chain`).
+fn suspended(orb: &Orb, cpa: u32, program_controlled: bool, count: u16) -> IrbHead {
+    let mut flags = ScswFlags::SUSPENDED;
+    if program_controlled || !orb.flags().contains(OrbFlags::SUPPRESS_SUSPENDED) {
+        flags |= ScswFlags::INTERMEDIATE | ScswFlags::STATUS_PENDING;
+    }
+    let mut status = SubchannelStatus::empty();
+    status.set(SubchannelStatus::PROGRAM_CONTROLLED, program_controlled);
+    irb(orb, flags, Scsw::default().with_cpa(cpa).with_status(DeviceStatus::empty(), status, count))
+}
+
+fn irb(orb: &Orb, flags: ScswFlags, scsw: Scsw) -> IrbHead {
+    let scsw = scsw.with_flags(flags | ScswFlags::START_FUNCTION).with_controls_of(orb);
     // Last-path-used mask: the one path there is.
     let esw = Esw { logout: U32::new(0x0080_0000), ..Esw::default() };
     IrbHead { scsw, esw, ecw: [0; 32] }
 }
 
-/// Concurrent sense: the sense data goes into the ECW with the unit check.
-fn present_sense(irb: &mut IrbHead, sense: &[u8]) {
-    irb.ecw[..sense.len()].copy_from_slice(sense);
-    irb.esw.erw = Erw::concurrent_sense(sense.len() as u8);
-    irb.scsw = irb.scsw.with_flags(ScswFlags::EXTENDED_CONTROL | ScswFlags::ESW_FORMAT);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::architecture::command;
-    use crate::channel_subsystem::{Extent, Sense, Window};
+    use crate::architecture::{Ccw, CommandClass, command};
+    use crate::channel_subsystem::{CCW_LIMIT, Extent, Sense, Window};
     use std::sync::Arc;
     use vfio_ccw_metrics::DeviceClass;
     use vfio_ccw_pinning::GuestMap;
@@ -312,6 +262,7 @@ mod tests {
         map: Arc<GuestMap>,
         dma: DmaSpace,
         probe: Probe,
+        progress: Vec<Scsw>,
     }
 
     impl Bench {
@@ -320,7 +271,8 @@ mod tests {
             let map = Arc::new(GuestMap::new(Arc::new(memory)).unwrap());
             let mut dma = DmaSpace::default();
             dma.map(Window::new(0, map.regions()[0].host(), map.clone())).unwrap();
-            Bench { map, dma, probe: Probe { size, ..Probe::default() } }
+            let probe = Probe { size, ..Probe::default() };
+            Bench { map, dma, probe, progress: Vec::new() }
         }
 
         fn run(&mut self, orb: Orb, program: &[Ccw]) -> Scsw {
@@ -332,8 +284,14 @@ mod tests {
         }
 
         fn irb(&mut self, orb: Orb) -> IrbHead {
+            self.enter(orb, Entry::Start)
+        }
+
+        fn enter(&mut self, orb: Orb, entry: Entry) -> IrbHead {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            runtime.block_on(execute(&orb, &self.dma, &mut self.probe))
+            let run = Run { entry, ..Run::new(orb, &self.dma) };
+            let progress = &mut self.progress;
+            runtime.block_on(execute(&run, &mut self.probe, &mut |irb| progress.push(irb.scsw)))
         }
     }
 
@@ -386,7 +344,7 @@ mod tests {
     #[test]
     fn immediate_operations_follow_the_hercules_cases() {
         let nop = [Ccw::new(command::NOP, 0, 0x500)];
-        let format_0 = OrbFlags::FORMAT_2_IDAWS;
+        let format_0 = OrbFlags::FORMAT_2_IDAWS | OrbFlags::PREFETCH;
         let format_1 = format_0 | OrbFlags::FORMAT_1;
         let rows = [(format_0, NONE), (format_1, IL), (format_1 | OrbFlags::SUPPRESS_LENGTH, NONE)];
         for (flags, status) in rows {
@@ -468,7 +426,7 @@ mod tests {
         bench.map.read(0x5000, &mut byte);
         assert_eq!(byte, [49], "0x30 bytes fitted into the first block");
         bench.map.write(0x200, &[0, 0, 0x17, 0xf0, 0, 0, 0x48, 0]);
-        let orb = Orb::new(0x100).with_flags(OrbFlags::FORMAT_1);
+        let orb = Orb::new(0x100).with_flags(OrbFlags::FORMAT_1 | OrbFlags::PREFETCH);
         assert_eq!(summary(bench.run(orb, &indirect(100))), (CLEAN, NONE, 0, 0x108));
         bench.map.read(0x4800, &mut byte);
         assert_eq!(byte, [17]);
@@ -508,9 +466,14 @@ mod tests {
 
     #[test]
     fn an_endless_loop_ends() {
+        let tic = Ccw::new(command::TIC, 0x100, 0);
         let mut bench = Bench::new(0);
-        let program = [Ccw::new(command::NOP, 0, 0).with(CC), Ccw::new(command::TIC, 0x100, 0)];
-        let scsw = bench.run(Orb::new(0x100), &program);
+        let scsw = bench.run(Orb::new(0x100), &[Ccw::new(command::NOP, 0, 0).with(CC), tic]);
+        assert_eq!(summary(scsw), (DeviceStatus::empty(), PGM, 0, 0x110));
+        assert_eq!(bench.probe.seen.len(), 256, "255 backward TICs");
+        // With a command that reads, only the number of CCWs ends it.
+        let mut bench = Bench::new(1);
+        let scsw = bench.run(Orb::new(0x100), &[Ccw::new(0x02, 0x1000, 1).with(CC), tic]);
         assert_eq!(scsw.subchannel_status(), PGM);
         assert_eq!(bench.probe.seen.len(), CCW_LIMIT as usize / 2);
         // The same within one data chain, where the device never gets to say stop.
@@ -521,11 +484,63 @@ mod tests {
     }
 
     #[test]
-    fn program_controlled_interruption_is_presented_with_the_end() {
-        let pci = Ccw::new(command::NOP, 0, 0).with(CcwFlags::PROGRAM_CONTROLLED);
-        let scsw = Bench::new(0).run(Orb::new(0x100), &[pci]);
-        assert_eq!(scsw.subchannel_status(), SubchannelStatus::PROGRAM_CONTROLLED);
-        assert!(scsw.is_clean_end());
+    fn the_pci_flag_tells_of_progress_before_anything_is_checked() {
+        let pci = CcwFlags::PROGRAM_CONTROLLED;
+        let mut bench = Bench::new(0);
+        let program = [Ccw::new(command::NOP, 0, 0).with(CC | pci), Ccw::new(0x00, 0, 7).with(pci)];
+        let scsw = bench.run(Orb::new(0x100), &program);
+        assert_eq!(summary(scsw), (DeviceStatus::empty(), PGM, 7, 0x110));
+        let told: Vec<u32> = bench.progress.iter().map(Scsw::cpa).collect();
+        assert_eq!(told, [0x108, 0x110]);
+        let flags = bench.progress[0].flags();
+        let active = ScswFlags::SUBCHANNEL_ACTIVE | ScswFlags::DEVICE_ACTIVE;
+        assert!(flags.contains(ScswFlags::INTERMEDIATE | ScswFlags::STATUS_PENDING | active));
+        assert!(!bench.progress[0].is_final() && scsw.is_final());
+    }
+
+    #[test]
+    fn a_program_suspends_and_is_resumed() {
+        let suspend = CcwFlags::SUSPEND;
+        let mut bench = Bench::new(0);
+        let orb = Orb::new(0x100);
+        let orb = orb.with_flags(orb.flags() | OrbFlags::SUSPEND_CONTROL);
+        let nop = Ccw::new(command::NOP, 0, 0);
+        let scsw = bench.run(orb, &[nop.with(CC), nop.with(suspend)]);
+        assert_eq!((scsw.cpa(), scsw.is_final()), (0x110, false));
+        assert!(scsw.flags().contains(ScswFlags::SUSPENDED | ScswFlags::STATUS_PENDING));
+        assert_eq!(bench.probe.seen.len(), 1);
+        let again = bench.enter(orb.with_cpa(0x108), Entry::Resume).scsw;
+        assert!(again.flags().contains(ScswFlags::SUSPENDED), "the flag is still on");
+        bench.map.write(0x108, &nop.to_format_1());
+        let scsw = bench.enter(orb.with_cpa(0x108), Entry::Resume).scsw;
+        assert_eq!(summary(scsw), (CLEAN, NONE, 0, 0x110));
+        assert_eq!(bench.probe.seen.len(), 2, "the device did not begin anew");
+        let quiet = orb.with_flags(orb.flags() | OrbFlags::SUPPRESS_SUSPENDED);
+        let scsw = bench.run(quiet, &[nop.with(suspend)]);
+        assert!(!scsw.flags().contains(ScswFlags::STATUS_PENDING));
+        for (orb, ccw) in [(Orb::new(0x100), nop.with(suspend)), (orb, nop.with(suspend | CD))] {
+            assert_eq!(bench.run(orb, &[ccw]).subchannel_status(), PGM, "{ccw:?}");
+        }
+    }
+
+    #[test]
+    fn read_backward_fills_from_the_end() {
+        let mut bench = Bench::new(4);
+        let scsw = bench.run(Orb::new(0x100), &[Ccw::new(0x0c, 0x1003, 4)]);
+        assert_eq!(summary(scsw), (CLEAN, NONE, 0, 0x108));
+        let mut bytes = [0; 4];
+        bench.map.read(0x1000, &mut bytes);
+        assert_eq!(bytes, [4, 3, 2, 1]);
+        bench.map.write(0x200, &0x2001u64.to_be_bytes());
+        bench.map.write(0x208, &0x4fffu64.to_be_bytes());
+        let read = Ccw::new(0x0c, 0x200, 4).with(CcwFlags::INDIRECT);
+        assert_eq!(summary(bench.run(Orb::new(0x100), &[read])), (CLEAN, NONE, 0, 0x108));
+        bench.map.read(0x4ffe, &mut bytes[..2]);
+        assert_eq!(bytes[..2], [4, 3]);
+        bench.map.write(0x208, &0x4ffeu64.to_be_bytes());
+        assert_eq!(bench.run(Orb::new(0x100), &[read]).subchannel_status(), PGM);
+        let below = bench.run(Orb::new(0x100), &[Ccw::new(0x0c, 1, 4)]);
+        assert_eq!((below.subchannel_status(), below.count()), (PGM, 2), "below address 0");
     }
 
     #[test]
@@ -533,14 +548,9 @@ mod tests {
         let mut bench = Bench::new(0);
         let program = [Ccw::new(0x02, 0x1000, 8).with(CD), Ccw::new(0, 0x2000, 8)];
         bench.run(Orb::new(0x100), &program);
-        let channel = Channel {
-            dma: &bench.dma,
-            format_1: true,
-            idaws: IdawFormat::Format2Blocks4K,
-            next: 0x108,
-            program_controlled: false,
-            executed: 0,
-        };
+        let run = Run::new(Orb::new(0x108), &bench.dma);
+        let mut ignore = |_| {};
+        let channel = Channel::new(&run, &mut ignore);
         let mut data = Data::new(channel, program[0]);
         assert!(matches!(data.next(4), Some(Extent::Memory(_))));
         let mark = data.mark();

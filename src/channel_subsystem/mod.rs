@@ -5,10 +5,11 @@
 //! with the status that the architecture gives, incorrect length and chaining rules included. It
 //! sees memory only through a [`DmaSpace`]: what is not in a window does not exist.
 //!
-//! It runs the translated shadow programs of a service, and just as well programs straight from a
-//! guest (formats 0 and 1, direct data and both IDAW formats): every CCW and IDAW is read once, when
-//! it is executed.
+//! It runs the translated shadow programs of a service and, where the guest's ORB does not allow
+//! prefetching, programs straight from guest memory: every CCW and IDAW is read once, when it is
+//! executed.
 
+mod channel;
 mod data;
 mod device;
 mod dma;
@@ -16,9 +17,10 @@ mod fba;
 mod interpreter;
 mod null;
 
+pub use channel::CCW_LIMIT;
 pub use data::{Data, Extent};
 pub use device::{Device, Ending, Sense, SenseId};
 pub use dma::{DmaSpace, Window, WindowError};
 pub use fba::Fba;
-pub use interpreter::{CCW_LIMIT, execute};
+pub use interpreter::{Entry, Run, execute};
 pub use null::Null;

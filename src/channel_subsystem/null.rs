@@ -46,7 +46,9 @@ impl Device for Null {
                 data.store(&Null::IDENTITY.to_bytes());
             }
             _ => match CommandClass::of(code) {
-                CommandClass::Read => use_up(data, |range| range.clear()),
+                CommandClass::Read | CommandClass::ReadBackward => {
+                    use_up(data, |range| range.clear())
+                }
                 CommandClass::Write | CommandClass::Control => use_up(data, |_| {}),
                 _ => {
                     self.sense = Sense::new(Sense::COMMAND_REJECT, 0, SENSE_BYTES);
@@ -74,7 +76,7 @@ fn use_up(data: &mut Data<'_>, each: impl Fn(&vfio_ccw_pinning::HostRange)) {
 #[cfg(test)]
 mod tests {
     use crate::architecture::{Ccw, CcwFlags, DeviceStatus, Orb, SubchannelStatus};
-    use crate::channel_subsystem::{DmaSpace, Null, Window, execute};
+    use crate::channel_subsystem::{DmaSpace, Null, Run, Window, execute};
     use std::sync::Arc;
     use vfio_ccw_pinning::GuestMap;
     use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -86,7 +88,11 @@ mod tests {
             map.write(0x100 + index as u64 * 8, &ccw.to_format_1());
         }
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(execute(&Orb::new(0x100), &dma, &mut Null::default()))
+        runtime.block_on(execute(
+            &Run::new(Orb::new(0x100), &dma),
+            &mut Null::default(),
+            &mut |_| {},
+        ))
     }
 
     #[test]
@@ -109,7 +115,7 @@ mod tests {
         assert_eq!(bytes[..8], [0xaa; 8]);
         assert_eq!(bytes[8..24], [0; 16]);
         assert_eq!(bytes[24..], [0xff, 0xf0, 0xf0, 1, 0xf0, 0xf0, 1, 0xaa]);
-        let irb = run(&map, &[Ccw::new(0x0c, 0x1000, 8)]);
+        let irb = run(&map, &[Ccw::new(0x14, 0x1000, 8)]);
         assert!(irb.scsw.device_status().contains(DeviceStatus::UNIT_CHECK));
         assert_eq!(irb.sense()[0], 0x80);
         let irb = run(&map, &[Ccw::new(0x02, 0xfff8, 16)]);

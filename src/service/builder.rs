@@ -11,12 +11,13 @@ use vfio_ccw_pinning::memlock::Memlock;
 use vfio_ccw_pinning::{FRAME, GuestMap, MapError, Mode, Pool, PoolError, Resident};
 use vm_memory::GuestMemoryBackend;
 
-use crate::translation::Limits;
+use crate::translation::{Limits, StorageKeys};
 use crate::volume::Workers;
 
 use super::Service;
 use super::runtime::{Driver, DriverChoice};
 use super::shard::{Interrupts, Plan, ShardLink};
+use super::unfetched::Unfetched;
 
 /// Pin budget where none is given, in bytes.
 const DEFAULT_BUDGET: u64 = 64 << 20;
@@ -97,6 +98,8 @@ pub struct ServiceBuilder {
     driver: DriverChoice,
     interrupts: Interrupts,
     limits: Limits,
+    keys: Option<Arc<dyn StorageKeys>>,
+    unfetched: Unfetched,
     spin: Duration,
     registry: Registry,
 }
@@ -113,6 +116,8 @@ impl Default for ServiceBuilder {
             driver: DriverChoice::default(),
             interrupts: Interrupts::default(),
             limits: Limits::default(),
+            keys: None,
+            unfetched: Unfetched::default(),
             spin: Duration::from_micros(20),
             registry: Registry::new(),
         }
@@ -175,6 +180,19 @@ impl ServiceBuilder {
         self
     }
 
+    /// The guest's storage keys. Default: none, and keys are not checked.
+    pub fn storage_keys(mut self, keys: Arc<dyn StorageKeys>) -> Self {
+        self.keys = Some(keys);
+        self
+    }
+
+    /// What becomes of programs whose ORB forbids prefetching (P = 0). Default: they are executed
+    /// from guest memory.
+    pub fn unfetched(mut self, unfetched: Unfetched) -> Self {
+        self.unfetched = unfetched;
+        self
+    }
+
     /// How long a shard looks for more work before it sleeps. Zero: it sleeps at once. Default 20 µs.
     pub fn spin(mut self, spin: Duration) -> Self {
         self.spin = spin;
@@ -220,6 +238,8 @@ impl ServiceBuilder {
             mode: self.mode,
             share: self.share,
             limits: self.limits,
+            keys: self.keys,
+            unfetched: self.unfetched,
             driver,
             interrupts: self.interrupts,
             spin: self.spin,

@@ -55,7 +55,7 @@ impl fmt::Debug for Delivery {
     }
 }
 
-/// The end of one program that was submitted through a ring.
+/// The end of one program that was submitted through a ring, or word of its progress.
 #[derive(Clone, Copy, Debug)]
 pub struct Completion {
     /// As given with the submission.
@@ -64,6 +64,15 @@ pub struct Completion {
     pub subchannel: u32,
     /// Status as TEST SUBCHANNEL would store it.
     pub irb: IrbHead,
+}
+
+impl Completion {
+    /// Whether the request is over. If not, the IRB holds intermediate status (a CCW with the PCI
+    /// flag took control, or the program has suspended itself) and more completions with the same
+    /// `user_data` follow, the last of them final.
+    pub fn is_final(&self) -> bool {
+        self.irb.scsw.is_final()
+    }
 }
 
 /// The consuming end of a completion ring.

@@ -16,6 +16,7 @@
 //! | where results go | `delivery.rs` |
 //! | the thread, its runtime, its dispatcher | `shard.rs`, `runtime.rs` |
 //! | one subchannel's task | `task.rs` |
+//! | programs that may change themselves | `unfetched.rs` |
 //! | status for what never reached a device | `refusal.rs` |
 
 mod builder;
@@ -25,6 +26,7 @@ mod runtime;
 mod shard;
 mod subchannel;
 mod task;
+mod unfetched;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -38,7 +40,9 @@ pub use delivery::{Completion, Completions, Delivery, Trigger};
 pub use runtime::{Driver, DriverChoice, UnknownDriver};
 pub use shard::{DeviceSpec, Interrupts};
 pub use subchannel::{Cc, Subchannel, SubmitError};
+pub use unfetched::Unfetched;
 
+use crate::translation::Policy;
 use crate::volume::Workers;
 use shard::{Attachment, ShardLink};
 use subchannel::Shared;
@@ -99,6 +103,30 @@ impl Service {
         device: DeviceSpec,
         delivery: Delivery,
     ) -> Result<Subchannel, AttachError> {
+        self.attach_with(device, delivery, Policy::default())
+    }
+
+    /// The same for a device whose commands a policy judges.
+    ///
+    /// ```
+    /// # use vfio_ccw::{Completions, DeviceSpec, Policy, Service};
+    /// # let memory = std::sync::Arc::new(vm_memory::GuestMemoryMmap::<()>::from_ranges(&[(
+    /// #     vm_memory::GuestAddress(0), 1 << 20)])?);
+    /// # let service = Service::builder().build(memory)?;
+    /// # let (delivery, _completions) = Completions::ring(64)?;
+    /// service.attach_with(DeviceSpec::Null, delivery, Policy::read_only())?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`Service::attach`].
+    pub fn attach_with(
+        &self,
+        device: DeviceSpec,
+        delivery: Delivery,
+        policy: Policy,
+    ) -> Result<Subchannel, AttachError> {
         // Relaxed: a number to tell subchannels apart.
         let number = self.attached.fetch_add(1, Ordering::Relaxed);
         let shard = number as usize % self.shards.len();
@@ -108,7 +136,7 @@ impl Service {
         };
         let (shared, intake) =
             Shared::new(number, bit, link.doorbell(), delivery, self.ring_entries);
-        if !link.send(Attachment { shared: shared.clone(), intake, device }) {
+        if !link.send(Attachment { shared: shared.clone(), intake, device, policy }) {
             return Err(AttachError::ShardGone { shard });
         }
         self.subchannels.lock().push(shared.clone());

@@ -20,6 +20,11 @@ pub(super) enum Refusal {
         /// Bytes of the shadow program.
         bytes: usize,
     },
+    /// It may change itself, and the service was told to refuse that: program check.
+    #[error(
+        "the ORB forbids prefetching (P = 0): let the guest set P, or build the service to execute or prefetch such programs"
+    )]
+    Unfetched,
     /// The device refused the start.
     #[error("the device refused the start: {0}")]
     Device(#[from] Errno),
@@ -38,6 +43,10 @@ impl Refusal {
             Refusal::Hold(_) | Refusal::NoShadow { .. } => {
                 Scsw::new(whole).with_status(none, SubchannelStatus::CHANNEL_CONTROL_CHECK, 0)
             }
+            Refusal::Unfetched => {
+                let scsw = Scsw::new(whole).with_controls_of(orb);
+                scsw.with_status(none, SubchannelStatus::PROGRAM_CHECK, 0)
+            }
             Refusal::Device(Errno(libc::ENODEV | libc::EACCES)) | Refusal::Detached => {
                 Scsw::new(ended).with_deferred_cc(3)
             }
@@ -52,6 +61,7 @@ impl Refusal {
     pub(super) fn outcome(&self) -> Outcome {
         match self {
             Refusal::Hold(_) | Refusal::NoShadow { .. } => Outcome::RefusedBudget,
+            Refusal::Unfetched => Outcome::ProgramCheck,
             Refusal::Device(Errno(libc::ENODEV | libc::EACCES)) | Refusal::Detached => {
                 Outcome::DeferredCc
             }

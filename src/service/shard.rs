@@ -21,7 +21,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use quanta::Clock;
 use tokio::io::unix::AsyncFd;
-use vfio_ccw_metrics::ShardMetrics;
+use vfio_ccw_metrics::{DeviceClass, ShardMetrics};
 use vfio_ccw_pinning::{GuestMap, Mode, Pool};
 use vfio_ccw_queues::Doorbell;
 use vfio_ccw_queues::completion::CompletionSender;
@@ -31,7 +31,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::backend::{InProcess, Signalled};
 use crate::channel_subsystem::{Device, DmaSpace, Fba, Null};
 use crate::shadow::Arena;
-use crate::translation::Limits;
+use crate::translation::{Limits, Policy, Rules, StorageKeys};
 use crate::volume::{FileIo, Spans, Volume, Workers};
 use crate::watch;
 
@@ -39,6 +39,7 @@ use super::delivery::{Completion, Delivery};
 use super::runtime::{Driver, Runtime};
 use super::subchannel::{Request, Shared};
 use super::task::{self, Flight};
+use super::unfetched::Unfetched;
 
 /// The doorbell's bit for the shard itself; subchannels have the others.
 const MAILBOX: usize = 0;
@@ -59,6 +60,15 @@ pub enum DeviceSpec {
     Fba(Arc<Volume>),
 }
 
+impl DeviceSpec {
+    fn class(&self) -> DeviceClass {
+        match self {
+            DeviceSpec::Null => DeviceClass::Null,
+            DeviceSpec::Fba(_) => DeviceClass::Fba,
+        }
+    }
+}
+
 /// How a subchannel's task learns that its in-process device has ended a program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Interrupts {
@@ -77,6 +87,8 @@ pub(super) struct Plan {
     pub(super) mode: Mode,
     pub(super) share: Option<u64>,
     pub(super) limits: Limits,
+    pub(super) keys: Option<Arc<dyn StorageKeys>>,
+    pub(super) unfetched: Unfetched,
     pub(super) driver: Driver,
     pub(super) interrupts: Interrupts,
     pub(super) spin: Duration,
@@ -89,6 +101,7 @@ pub(super) struct Attachment {
     pub(super) shared: Arc<Shared>,
     pub(super) intake: Intake<Request>,
     pub(super) device: DeviceSpec,
+    pub(super) policy: Policy,
 }
 
 /// The service's end of a shard.
@@ -484,13 +497,19 @@ fn remember(place: &mut Option<Waker>, waker: &Waker) {
 
 /// Starts the task of a subchannel.
 fn attach(context: &Rc<Context>, attachment: Attachment) {
-    let Attachment { shared, intake, device } = attachment;
+    let Attachment { shared, intake, device, policy } = attachment;
     // What was submitted before this moment rang for nobody: the task looks once by itself.
     let signal = Rc::new(Signal { rung: Cell::new(true), waker: RefCell::new(None) });
     context.signals.borrow_mut()[shared.bit()] = Some(signal.clone());
     context.live.set(context.live.get() + 1);
     let ring = context.ring_of(shared.delivery());
-    let seat = task::Seat { context: context.clone(), shared, intake, signal, ring };
+    let rules = Arc::new(Rules {
+        limits: context.plan.limits,
+        class: device.class(),
+        policy,
+        keys: context.plan.keys.clone(),
+    });
+    let seat = task::Seat { context: context.clone(), shared, intake, signal, ring, rules };
     match device {
         DeviceSpec::Null => start(seat, Null::default()),
         DeviceSpec::Fba(volume) => {
@@ -505,7 +524,7 @@ fn start<D: Device + 'static>(seat: task::Seat, device: D) {
     let context = seat.context.clone();
     // Its histograms are made now, not in the middle of the first request.
     let _ = context.metrics.class(device.class());
-    let device = InProcess::new(device, context.memory.clone());
+    let device = InProcess::new(device, context.memory.clone()).held_to(seat.rules.clone());
     match context.plan.interrupts {
         Interrupts::Direct => drop(tokio::task::spawn_local(task::run(seat, device))),
         Interrupts::EventFd => match Signalled::new(device) {

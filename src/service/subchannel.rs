@@ -61,7 +61,8 @@ pub(super) struct Request {
     pub(super) submitted: u64,
 }
 
-/// State of a subchannel that delivers interruptions.
+/// State of a subchannel. One that delivers to a completion ring is idle unless its program is
+/// suspended.
 mod state {
     /// No function, no status.
     pub(super) const IDLE: u8 = 0;
@@ -71,6 +72,10 @@ mod state {
     pub(super) const PENDING: u8 = 2;
     /// TEST SUBCHANNEL is fetching the status.
     pub(super) const FETCHING: u8 = 3;
+    /// The program has suspended itself.
+    pub(super) const SUSPENDED: u8 = 4;
+    /// RESUME SUBCHANNEL was issued, and the shard has not seen it yet.
+    pub(super) const RESUMED: u8 = 5;
 }
 
 /// What vCPU threads and the shard share of one subchannel.
@@ -86,6 +91,10 @@ pub(super) struct Shared {
     leaving: AtomicBool,
     /// Written by the shard before state PENDING, taken by TEST SUBCHANNEL after it.
     irb: Mutex<IrbHead>,
+    /// Status of a program that goes on or is suspended, until TEST SUBCHANNEL takes it.
+    intermediate: Mutex<Option<IrbHead>>,
+    /// Whether there is some.
+    has_intermediate: AtomicBool,
     pmcw: Mutex<Pmcw>,
     /// The other end of the ring, once the task has ended: what comes in then is refused by whoever
     /// brings it.
@@ -112,6 +121,8 @@ impl Shared {
             state: AtomicU8::new(state::IDLE),
             leaving: AtomicBool::new(false),
             irb: Mutex::new(IrbHead::default()),
+            intermediate: Mutex::new(None),
+            has_intermediate: AtomicBool::new(false),
             orphan: Mutex::new(None),
             pmcw: Mutex::new(pmcw.with(PmcwFlags::ENABLED | PmcwFlags::DEVICE_VALID, 0)),
         };
@@ -184,6 +195,54 @@ impl Shared {
         // Release: pairs with the Acquire in `tsch`.
         self.state.store(state::PENDING, Ordering::Release);
     }
+
+    /// The shard's side: status of a program that goes on, or is suspended, becomes pending. It
+    /// replaces one that was not taken. Whether the guest must be told.
+    pub(super) fn present_intermediate(&self, irb: IrbHead) -> bool {
+        let mut slot = self.intermediate.lock();
+        let news = slot.is_none() || irb.scsw.flags().contains(ScswFlags::SUSPENDED);
+        *slot = Some(irb);
+        // Release: pairs with the Acquire in `take_intermediate`; the lock orders the rest.
+        self.has_intermediate.store(true, Ordering::Release);
+        news
+    }
+
+    fn has_intermediate(&self) -> bool {
+        // Acquire: pairs with the Release in `present_intermediate`.
+        self.has_intermediate.load(Ordering::Acquire)
+    }
+
+    fn take_intermediate(&self) -> Option<IrbHead> {
+        if !self.has_intermediate() {
+            return None;
+        }
+        let mut slot = self.intermediate.lock();
+        // Release: only ordered with the other side's store, by the lock.
+        self.has_intermediate.store(false, Ordering::Release);
+        slot.take()
+    }
+
+    /// The shard's side: the program has suspended itself.
+    pub(super) fn suspend(&self) {
+        // Release: pairs with the Acquire in `rsch`.
+        self.state.store(state::SUSPENDED, Ordering::Release);
+    }
+
+    /// The shard's side: whether RESUME SUBCHANNEL was issued; the program then goes on.
+    pub(super) fn take_resumption(&self) -> bool {
+        let state = match self.delivery {
+            Delivery::Interrupt(_) => state::STARTED,
+            Delivery::Ring(_) => state::IDLE,
+        };
+        // Acquire: pairs with the Release in `rsch`: what the guest changed before is seen.
+        let resumed = self.state.compare_exchange(
+            state::RESUMED,
+            state,
+            Ordering::Acquire,
+            Ordering::Relaxed,
+        );
+        resumed.is_ok()
+    }
 }
 
 /// A device's subchannel. Clones are handles on the same one; any thread may use them.
@@ -230,6 +289,9 @@ impl Subchannel {
         if ring || !enabled || orb.lpm() & pam == 0 || shared.is_leaving() {
             return Ok(Cc::Cc3);
         }
+        if shared.has_intermediate() {
+            return Ok(Cc::Cc1);
+        }
         // Acquire: pairs with the Release in `tsch`: the last program's status is gone.
         match shared.state.compare_exchange(
             state::IDLE,
@@ -238,8 +300,8 @@ impl Subchannel {
             Ordering::Relaxed,
         ) {
             Ok(_) => {}
-            Err(state::STARTED) => return Ok(Cc::Cc2),
-            Err(_) => return Ok(Cc::Cc1),
+            Err(state::PENDING | state::FETCHING) => return Ok(Cc::Cc1),
+            Err(_) => return Ok(Cc::Cc2),
         }
         shared.pmcw.lock().intparm = orb.intparm().into();
         let pushed =
@@ -249,6 +311,9 @@ impl Subchannel {
     }
 
     /// TEST SUBCHANNEL: the IRB, and whether it had status (cc 0) or not (cc 1). Status is cleared.
+    ///
+    /// Intermediate status (PCI, suspension) that was not fetched before the program ended comes with
+    /// the ending status, as one.
     ///
     /// cc 3: not enabled.
     pub fn tsch(&self) -> (Cc, IrbHead) {
@@ -264,12 +329,52 @@ impl Subchannel {
             Ordering::Relaxed,
         ) {
             Ok(_) => {
-                let irb = std::mem::take(&mut *shared.irb.lock());
+                let mut irb = std::mem::take(&mut *shared.irb.lock());
+                if let Some(earlier) = shared.take_intermediate() {
+                    irb.scsw = irb.scsw.merged_with(earlier.scsw);
+                }
                 // Release: pairs with the Acquire in `ssch`.
                 shared.state.store(state::IDLE, Ordering::Release);
                 (Cc::Cc0, irb)
             }
-            Err(_) => (Cc::Cc1, IrbHead { scsw: self.scsw(), ..IrbHead::default() }),
+            Err(_) => match shared.take_intermediate() {
+                Some(irb) => (Cc::Cc0, irb),
+                None => (Cc::Cc1, IrbHead { scsw: self.scsw(), ..IrbHead::default() }),
+            },
+        }
+    }
+
+    /// RESUME SUBCHANNEL: a program that has suspended itself goes on, and its suspending CCW is
+    /// fetched again. For either kind of delivery.
+    ///
+    /// * cc 0: it will go on;
+    /// * cc 1: status is pending, fetch it with [`Subchannel::tsch`];
+    /// * cc 2: nothing is suspended, or it was resumed already;
+    /// * cc 3: not enabled, or detached.
+    pub fn rsch(&self) -> Cc {
+        let shared = &self.shared;
+        let enabled = PmcwFlags::ENABLED | PmcwFlags::DEVICE_VALID;
+        if !shared.pmcw.lock().flags().contains(enabled) || shared.is_leaving() {
+            return Cc::Cc3;
+        }
+        // Acquire: pairs with the Release in `present`, as in `tsch`.
+        let state = shared.state.load(Ordering::Acquire);
+        if matches!(state, state::PENDING | state::FETCHING) || shared.has_intermediate() {
+            return Cc::Cc1;
+        }
+        // Release: pairs with the Acquire in `take_resumption`. Acquire: with the Release in
+        // `suspend`. One of several callers wins.
+        match shared.state.compare_exchange(
+            state::SUSPENDED,
+            state::RESUMED,
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        ) {
+            Ok(_) => {
+                shared.doorbell.ring(shared.bit);
+                Cc::Cc0
+            }
+            Err(_) => Cc::Cc2,
         }
     }
 
@@ -289,9 +394,10 @@ impl Subchannel {
         let mut own = shared.pmcw.lock();
         // Acquire: pairs with the Release in `tsch` and `present`.
         match shared.state.load(Ordering::Acquire) {
+            state::PENDING | state::FETCHING => return Cc::Cc1,
+            _ if shared.has_intermediate() => return Cc::Cc1,
             state::IDLE => {}
-            state::STARTED => return Cc::Cc2,
-            _ => return Cc::Cc1,
+            _ => return Cc::Cc2,
         }
         own.intparm = pmcw.intparm;
         own.lpm = pmcw.lpm;
@@ -326,6 +432,8 @@ impl Subchannel {
         // Acquire: pairs with the Release in `present`.
         match self.shared.state.load(Ordering::Acquire) {
             state::STARTED => Scsw::new(ScswFlags::START_FUNCTION | ScswFlags::START_PENDING),
+            state::SUSPENDED => Scsw::new(ScswFlags::START_FUNCTION | ScswFlags::SUSPENDED),
+            state::RESUMED => Scsw::new(ScswFlags::START_FUNCTION | ScswFlags::RESUME_PENDING),
             state::PENDING => self.shared.irb.lock().scsw,
             _ => Scsw::default(),
         }
@@ -339,8 +447,13 @@ pub(super) fn deliver(shared: &Shared, user_data: u64, irb: IrbHead) {
             sender.push(Completion { user_data, subchannel: shared.number, irb })
         }
         Delivery::Interrupt(trigger) => {
-            shared.present(irb);
-            if let Err(error) = trigger.trigger(shared.number) {
+            let news = if irb.scsw.is_final() {
+                shared.present(irb);
+                true
+            } else {
+                shared.present_intermediate(irb)
+            };
+            if news && let Err(error) = trigger.trigger(shared.number) {
                 tracing::error!(%error, subchannel = shared.number, "the interruption could not be made pending");
             }
         }

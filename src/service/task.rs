@@ -8,15 +8,19 @@ use vfio_ccw_metrics::{Outcome, RECORDING, Stage};
 use vfio_ccw_pinning::Hold;
 use vfio_ccw_queues::submission::Intake;
 
-use crate::architecture::{IrbHead, Orb};
+use crate::architecture::{
+    DeviceStatus, IrbHead, Orb, OrbFlags, Scsw, ScswFlags, SubchannelStatus,
+};
 use crate::backend::{Backend, Errno, IoRegion};
+use crate::channel_subsystem::Entry;
 use crate::shadow::Slot;
-use crate::translation::Program;
+use crate::translation::{Program, Rules};
 use crate::turn;
 
 use super::refusal::{Refusal, outcome};
 use super::shard::{Context, Signal};
 use super::subchannel::{Request, Shared, deliver};
+use super::unfetched::Unfetched;
 
 /// Requests served in a row before the neighbours get their turn.
 const REQUESTS_A_TURN: usize = 32;
@@ -29,6 +33,7 @@ pub(super) struct Seat {
     pub(super) signal: Rc<Signal>,
     /// Index of the completion ring, if results go to one.
     pub(super) ring: Option<usize>,
+    pub(super) rules: Arc<Rules>,
 }
 
 /// The buffers that one program needs while it runs.
@@ -99,19 +104,19 @@ fn refuse_rest(seat: &mut Seat) {
 /// One request, from the ring to its completion.
 async fn serve<B: Backend>(seat: &Seat, backend: &mut B, request: Request) {
     let context = &*seat.context;
-    let accepted = Accepted::new(seat, request);
+    let mut accepted = Accepted::new(seat, request);
     let mut stamps = Stamps { taken: now(context), ..Stamps::default() };
     context.metrics.counters().starts.add(1);
     let mut flight = context.flights.borrow_mut().pop().unwrap_or_default();
-    let result = fly(seat, backend, &request.orb, &mut flight, &mut stamps).await;
-    context.plan.pool.release(&mut flight.hold, context.plan.mode);
-    if let Some(slot) = flight.slot.take() {
-        context.arena.borrow_mut().give_back(slot);
-    }
+    let result = fly(seat, backend, &mut accepted, &mut flight, &mut stamps).await;
+    let policy = !seat.rules.policy.is_empty();
+    let refused = matches!(&result, Ok(irb) if policy && flight.program.is_refusal(irb));
+    land(context, &mut flight);
     context.flights.borrow_mut().push(flight);
     match result {
         Ok(irb) => {
-            accepted.complete(irb, outcome(&irb.scsw));
+            let outcome = if refused { Outcome::RefusedPolicy } else { outcome(&irb.scsw) };
+            accepted.complete(irb, outcome);
             record(context, backend, &request, &stamps);
         }
         Err(refusal) => {
@@ -121,18 +126,60 @@ async fn serve<B: Backend>(seat: &Seat, backend: &mut B, request: Request) {
     }
 }
 
-/// Fetch, check, emit; hold; start; interrupt; finish.
+/// Runs the program, over its suspensions, to its end.
 async fn fly<B: Backend>(
     seat: &Seat,
     backend: &mut B,
-    orb: &Orb,
+    accepted: &mut Accepted<'_>,
     flight: &mut Flight,
     stamps: &mut Stamps,
+) -> Result<IrbHead, Refusal> {
+    let mut orb = accepted.request.orb;
+    let mut entry = Entry::Start;
+    loop {
+        let irb = if orb.flags().contains(OrbFlags::PREFETCH) {
+            leg(seat, backend, accepted, flight, stamps, orb, entry).await?
+        } else {
+            seat.context.metrics.counters().unfetched.add(1);
+            match seat.context.plan.unfetched {
+                Unfetched::Execute => {
+                    unfetched_leg(seat, backend, accepted, stamps, orb, entry).await?
+                }
+                Unfetched::Prefetch => {
+                    leg(seat, backend, accepted, flight, stamps, orb, entry).await?
+                }
+                Unfetched::Refuse => return Err(Refusal::Unfetched),
+            }
+        };
+        if !irb.scsw.flags().contains(ScswFlags::SUSPENDED) {
+            return Ok(irb);
+        }
+        // The device is at rest, and when the program goes on it is fetched anew: nothing is kept.
+        land(seat.context.as_ref(), flight);
+        accepted.suspend(irb);
+        resumption(seat).await?;
+        orb = orb.with_cpa(irb.scsw.cpa().wrapping_sub(8));
+        entry = Entry::Resume;
+    }
+}
+
+/// Fetch, check, emit; hold; start; interrupt; finish.
+async fn leg<B: Backend>(
+    seat: &Seat,
+    backend: &mut B,
+    accepted: &mut Accepted<'_>,
+    flight: &mut Flight,
+    stamps: &mut Stamps,
+    orb: Orb,
+    entry: Entry,
 ) -> Result<IrbHead, Refusal> {
     let context = &*seat.context;
     let plan = &context.plan;
     let Flight { program, hold, slot } = flight;
-    program.fetch(orb, &plan.map, &plan.limits, hold);
+    match entry {
+        Entry::Start => program.fetch(&orb, &plan.map, &seat.rules, hold),
+        Entry::Resume => program.refetch(&orb, &plan.map, &seat.rules, hold),
+    }
     let shadow =
         emit(context, program, slot).ok_or(Refusal::NoShadow { bytes: program.bytes() })?;
     stamps.translated = now(context);
@@ -143,18 +190,65 @@ async fn fly<B: Backend>(
     held?;
     stamps.pinned = now(context);
 
-    let mut region = IoRegion::start(shadow);
+    let mut region = region(shadow, entry);
     backend.start(&mut region)?;
     stamps.started = now(context);
 
-    backend.interrupt().await?;
+    backend.interrupt(&mut |irb| accepted.progress(program.back_map(irb))).await?;
     stamps.interrupted = now(context);
     context.metrics.counters().interrupts.add(1);
 
     backend.read(&mut region)?;
-    let mut irb = region.irb.head;
-    irb.scsw = program.back_map(irb.scsw);
-    Ok(irb)
+    Ok(program.back_map(region.irb.head))
+}
+
+/// Start; interrupt; finish: the device fetches the guest's own program.
+async fn unfetched_leg<B: Backend>(
+    seat: &Seat,
+    backend: &mut B,
+    accepted: &mut Accepted<'_>,
+    stamps: &mut Stamps,
+    orb: Orb,
+    entry: Entry,
+) -> Result<IrbHead, Refusal> {
+    let context = &*seat.context;
+    (stamps.translated, stamps.pinned) = (stamps.taken, stamps.taken);
+    let mut region = region(orb, entry);
+    backend.start(&mut region)?;
+    stamps.started = now(context);
+    backend.interrupt(&mut |irb| accepted.progress(irb)).await?;
+    stamps.interrupted = now(context);
+    context.metrics.counters().interrupts.add(1);
+    backend.read(&mut region)?;
+    Ok(region.irb.head)
+}
+
+fn region(orb: Orb, entry: Entry) -> IoRegion {
+    match entry {
+        Entry::Start => IoRegion::start(orb),
+        Entry::Resume => IoRegion::resume(orb),
+    }
+}
+
+/// The device is done with a program: its pages and its shadow are free.
+fn land(context: &Context, flight: &mut Flight) {
+    context.plan.pool.release(&mut flight.hold, context.plan.mode);
+    if let Some(slot) = flight.slot.take() {
+        context.arena.borrow_mut().give_back(slot);
+    }
+}
+
+/// Waits until a suspended program is resumed.
+async fn resumption(seat: &Seat) -> Result<(), Refusal> {
+    loop {
+        if seat.shared.is_leaving() {
+            return Err(Refusal::Detached);
+        }
+        if seat.shared.take_resumption() {
+            return Ok(());
+        }
+        poll_fn(|cx| seat.signal.poll(cx)).await;
+    }
 }
 
 /// Writes the shadow program into a slot of the arena.
@@ -211,6 +305,10 @@ fn report(context: &Context, refusal: &Refusal, subchannel: u32) {
     }
 }
 
+/// Completions that one program may have in a ring for its PCI flags. More are told with its end,
+/// so that a program cannot flood the ring.
+const PROGRESS_REPORTS: u32 = 16;
+
 /// A request that was accepted and must be completed exactly once.
 #[must_use]
 struct Accepted<'a> {
@@ -218,6 +316,8 @@ struct Accepted<'a> {
     shared: &'a Shared,
     ring: Option<usize>,
     request: Request,
+    /// Times that word of progress was delivered.
+    reports: u32,
     completed: bool,
 }
 
@@ -228,17 +328,46 @@ impl<'a> Accepted<'a> {
             shared: &seat.shared,
             ring: seat.ring,
             request,
+            reports: 0,
             completed: false,
         }
     }
 
-    fn complete(mut self, irb: IrbHead, outcome: Outcome) {
+    /// A CCW with the PCI flag took control.
+    fn progress(&mut self, irb: IrbHead) {
+        self.reports += 1;
+        if self.ring.is_none() || self.reports <= PROGRESS_REPORTS {
+            self.context.metrics.counters().intermediate.add(1);
+            self.send(irb);
+        }
+    }
+
+    /// The program is suspended, and the guest is told unless it asked not to be.
+    fn suspend(&mut self, irb: IrbHead) {
+        self.context.metrics.counters().suspensions.add(1);
+        // Before the guest hears of it: it may resume at once.
+        self.shared.suspend();
+        if irb.scsw.flags().contains(ScswFlags::STATUS_PENDING) {
+            self.send(irb);
+        }
+    }
+
+    fn complete(mut self, mut irb: IrbHead, outcome: Outcome) {
         self.completed = true;
+        if self.ring.is_some() && self.reports > PROGRESS_REPORTS {
+            let pci = SubchannelStatus::PROGRAM_CONTROLLED;
+            let earlier = Scsw::default().with_status(DeviceStatus::empty(), pci, 0);
+            irb.scsw = irb.scsw.merged_with(earlier);
+        }
         self.deliver(irb, outcome);
     }
 
     fn deliver(&self, irb: IrbHead, outcome: Outcome) {
         self.context.metrics.complete(outcome);
+        self.send(irb);
+    }
+
+    fn send(&self, irb: IrbHead) {
         deliver(self.shared, self.request.user_data, irb);
         if let Some(ring) = self.ring {
             self.context.delivered_to(ring);

@@ -4,42 +4,53 @@ use vfio_ccw_pinning::HostRange;
 
 use crate::architecture::{Ccw, Orb, OrbFlags};
 
-use super::program::{Program, ShadowCcw, Target};
+use super::program::{PARAMETER_SLOT, Program, ShadowCcw, Target};
 
 impl Program {
-    /// Writes the shadow program into `host`, which the device sees at `iova` (below 2 GiB): the
-    /// CCWs, then the IDALs. Returns the ORB to start it with, or `None` where `host` is too small.
-    pub(crate) fn emit(&mut self, host: HostRange, iova: u32) -> Option<Orb> {
+    /// Writes the shadow program into `host`, which the device sees at `iova`: the CCWs, the IDALs,
+    /// then private copies of parameters. `iova` is a multiple of 64 below 2 GiB. Returns the ORB to
+    /// start it with, or `None` where `host` is too small for [`Program::bytes`].
+    pub fn emit(&mut self, host: HostRange, iova: u32) -> Option<Orb> {
         self.iova = iova;
         let idals = iova + self.ccws.len() as u32 * 8;
+        self.designate_parameters();
         let mut words = std::mem::take(&mut self.words);
         words.clear();
         words.extend(self.ccws.iter().map(|ccw| self.word(ccw, idals)));
         words.extend_from_slice(&self.idaws);
-        let written = host.write(0, words.as_flattened());
+        let written = host.write(0, words.as_flattened())
+            && (self.parameters.is_empty() || host.write(self.parameters_at(), &self.parameters));
         self.words = words;
         written.then(|| self.shadow_orb())
     }
 
+    /// Points the IDAWs of judged parameters to their private copies.
+    fn designate_parameters(&mut self) {
+        let mut iova = u64::from(self.iova) + self.parameters_at() as u64;
+        for index in &self.parameter_idaws {
+            self.idaws[*index as usize] = iova.to_be_bytes();
+            iova += PARAMETER_SLOT as u64;
+        }
+    }
+
     fn word(&self, ccw: &ShadowCcw, idals: u32) -> [u8; 8] {
-        let (ccw, address) = match ccw.target {
-            Target::Nothing => (*ccw, self.iova),
-            Target::Idal(index) => (*ccw, idals + index * 8),
-            Target::Transfer(guest) => match self.index_of(guest) {
-                Some(index) => (*ccw, self.iova + index * 8),
-                // Beyond the segment limit: nothing was read there.
-                None => (ShadowCcw::stop(0), self.iova),
-            },
+        let address = match ccw.target {
+            Target::Nothing | Target::Transfer(_) => self.iova,
+            Target::Fetch(index) | Target::Store(index) | Target::StoreBackward(index) => {
+                idals + index * 8
+            }
+            Target::Ccw(index) => self.iova + index * 8,
         };
         Ccw { command: ccw.command, flags: ccw.flags, count: ccw.count, address }.to_format_1()
     }
 
     /// The guest's ORB with what the shadow needs: format 1, format-2 IDAWs of the guest's block
-    /// size, the shadow's address. Key, path mask and the length, status and synchronisation
-    /// controls stay the guest's (the kernel's `cp_get_orb` does the same).
+    /// size, the shadow's address. Key, path mask and the length, status, suspension and
+    /// synchronisation controls stay the guest's (the kernel's `cp_get_orb` does the same). MIDAWs
+    /// are gone, and the address limit would be held against addresses that are not the guest's.
     fn shadow_orb(&self) -> Orb {
-        let kept = self.orb.flags()
-            - (OrbFlags::IDAW_2K | OrbFlags::SUSPEND_CONTROL | OrbFlags::SUPPRESS_SUSPENDED);
+        let kept =
+            self.orb.flags() - (OrbFlags::IDAW_2K | OrbFlags::MIDAW | OrbFlags::ADDRESS_LIMIT);
         let mut flags = kept | OrbFlags::FORMAT_1 | OrbFlags::FORMAT_2_IDAWS | OrbFlags::PREFETCH;
         if !self.orb.is_format_1() {
             // Format 0 reports no incorrect length for immediate operations.
@@ -55,43 +66,71 @@ mod tests {
     use super::*;
     use crate::architecture::{CcwFlags, command};
     use crate::shadow::{Arena, GUEST_IOVA};
-    use crate::translation::Limits;
+    use crate::translation::{Policy, Rules};
     use std::sync::Arc;
+    use vfio_ccw_metrics::DeviceClass;
     use vfio_ccw_pinning::{GuestMap, Hold};
     use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-    #[test]
-    fn the_shadow_points_into_itself_and_at_guest_memory() {
+    fn guest(ccws: &[(u64, Ccw)]) -> GuestMap {
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
         let map = GuestMap::new(Arc::new(memory)).unwrap();
-        let ccws = [
-            Ccw::new(command::FBA_READ, 0x1000, 0x2000)
-                .with(CcwFlags::CHAIN_COMMAND | CcwFlags::SUPPRESS_LENGTH),
-            Ccw::new(command::TIC, 0x200, 0),
-        ];
-        ccws.iter()
-            .zip([0x100, 0x108])
-            .for_each(|(ccw, at)| assert!(map.write(at, &ccw.to_format_1())));
-        map.write(0x200, &Ccw::new(command::NOP, 0, 0).to_format_1());
+        ccws.iter().for_each(|(at, ccw)| assert!(map.write(*at, &ccw.to_format_1())));
+        map
+    }
+
+    #[test]
+    fn the_shadow_points_into_itself_and_at_guest_memory() {
+        let chain = CcwFlags::CHAIN_COMMAND;
+        let map = guest(&[
+            (
+                0x100,
+                Ccw::new(command::FBA_READ, 0x1000, 0x2000).with(chain | CcwFlags::SUPPRESS_LENGTH),
+            ),
+            (0x108, Ccw::new(command::NOP, 0, 0).with(chain)),
+            (0x110, Ccw::new(command::TIC, 0x108, 0)),
+        ]);
         let (mut program, mut hold) = (Program::default(), Hold::default());
-        program.fetch(&Orb::new(0x100).with_intparm(9), &map, &Limits::default(), &mut hold);
+        let orb = Orb::new(0x100).with_intparm(9);
+        program.fetch(&orb, &map, &Rules::default(), &mut hold);
         let mut arena = Arena::new(0, 1).unwrap();
         let slot = arena.take(program.bytes()).unwrap();
         let (host, iova) = (arena.slot_host(&slot).unwrap(), arena.slot_iova(&slot));
         let orb = program.emit(host, iova).unwrap();
         assert_eq!((orb.cpa(), orb.intparm()), (iova, 9));
         let ccw = |index: usize| Ccw::decode(host.load_doubleword(index * 8).unwrap(), true);
-        assert_eq!(ccw(0).address, iova + 4 * 8, "four CCWs: read, TIC, its stop, NOP");
+        assert_eq!(ccw(0).address, iova + 4 * 8, "four CCWs: read, NOP, TIC, its stop");
         assert!(
             ccw(0)
                 .flags
                 .contains(CcwFlags::INDIRECT | CcwFlags::CHAIN_COMMAND | CcwFlags::SUPPRESS_LENGTH)
         );
-        assert_eq!(ccw(1).address, iova + 3 * 8);
-        assert_eq!(ccw(3).command, command::NOP);
+        assert_eq!(ccw(1).command, command::NOP);
+        assert_eq!(ccw(2).address, iova + 8);
         let idaw =
             |index: usize| u64::from_be_bytes(host.load_doubleword((4 + index) * 8).unwrap());
         assert_eq!([idaw(0), idaw(1)], [0x1000 + GUEST_IOVA, 0x2000 + GUEST_IOVA]);
         assert!(program.emit(host.part(0, 8).unwrap(), iova).is_none(), "too small a slot");
+    }
+
+    #[test]
+    fn judged_parameters_are_the_devices_private_copy() {
+        let map = guest(&[(0x100, Ccw::new(command::DEFINE_EXTENT, 0x200, 16))]);
+        map.write(0x204, &[0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 1]);
+        let rules =
+            Rules { class: DeviceClass::Fba, policy: Policy::extents(8..10), ..Rules::default() };
+        let (mut program, mut hold) = (Program::default(), Hold::default());
+        program.fetch(&Orb::new(0x100), &map, &rules, &mut hold);
+        map.write(0x204, &[0xff; 12]);
+        let mut arena = Arena::new(0, 1).unwrap();
+        let slot = arena.take(program.bytes()).unwrap();
+        let (host, iova) = (arena.slot_host(&slot).unwrap(), arena.slot_iova(&slot));
+        program.emit(host, iova).unwrap();
+        assert_eq!(program.bytes(), 128);
+        let idaw = u64::from_be_bytes(host.load_doubleword(16).unwrap());
+        assert_eq!(idaw, u64::from(iova) + 64);
+        let mut copy = [0; 16];
+        host.read(64, &mut copy);
+        assert_eq!(copy, [0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 1]);
     }
 }

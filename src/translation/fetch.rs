@@ -1,241 +1,497 @@
-//! Reading and checking the guest program, segment by segment.
+//! Following and reading the guest program, segment by segment.
+//!
+//! Each CCW is read once. A TIC to CCWs not seen before is left out, and its target follows in its
+//! place; so chains that the guest keeps in pieces are one for the device. What cannot be left out
+//! stays a TIC: loops, jumps to where others lead too, and what a SEARCH may skip.
 
 use vfio_ccw_pinning::{GuestMap, Hold};
 
-use crate::architecture::{Ccw, CcwFlags, CommandClass, Idaw1, IdawFormat, Orb, command};
-use crate::shadow::{GUEST_IOVA, UNMAPPED_IOVA};
+use crate::architecture::{Ccw, CcwFlags, CommandClass, IdawFormat, Orb, OrbFlags, command};
 
-use super::Limits;
-use super::program::{Program, Segment, ShadowCcw, Target};
+use super::data_area::Movement;
+use super::extent::defines_extent;
+use super::program::{Cause, Disguised, Elided, Program, Segment, ShadowCcw, Target, Transfer};
+use super::{Access, Rules, Verdict};
 
 impl Program {
-    /// Reads the program that `orb` designates, and puts the frames its data touches into `hold`.
-    /// `orb` has passed [`Orb::check`].
-    pub(crate) fn fetch(&mut self, orb: &Orb, map: &GuestMap, limits: &Limits, hold: &mut Hold) {
+    /// Reads the program that `orb` designates and puts the frames its data touches into `hold`,
+    /// which must be free. `orb` has passed [`Orb::check`].
+    pub fn fetch(&mut self, orb: &Orb, map: &GuestMap, rules: &Rules, hold: &mut Hold) {
+        self.bounded = false;
+        self.refetch(orb, map, rules, hold);
+    }
+
+    /// The same for a suspended program that is resumed: `orb` designates the CCW that suspended it.
+    /// An extent that was defined before is still in force.
+    pub fn refetch(&mut self, orb: &Orb, map: &GuestMap, rules: &Rules, hold: &mut Hold) {
         self.orb = *orb;
         self.ccws.clear();
         self.idaws.clear();
         self.segments.clear();
+        self.chains.clear();
+        self.transfers.clear();
+        self.elided.clear();
+        self.stops.clear();
+        self.doubtful.clear();
+        self.disguised.clear();
+        self.parameters.clear();
+        self.parameter_idaws.clear();
+        self.data_bytes = 0;
         hold.clear();
         let mut fetch = Fetch {
             map,
-            limits,
+            rules,
             hold,
+            key: if rules.keys.is_some() { orb.key() } else { 0 },
             format_1: orb.is_format_1(),
-            idaws: orb.idaw_format(),
-            leader: command::NOP,
+            idaw_format: orb.idaw_format(),
+            midaws: orb.flags().contains(OrbFlags::MIDAW),
+            leader: None,
+            taken: 0,
+            horizon: u64::MAX,
+            searches: false,
+            contested: false,
         };
-        self.segments.push(Segment { start: orb.cpa(), first: 0, len: 0 });
+        if let Err(cause) = fetch.follow(self, orb.cpa(), None) {
+            self.push_stop(CcwFlags::empty(), 0, cause);
+        }
         let mut next = 0;
-        while next < self.segments.len() {
-            fetch.segment(self, next);
+        while let Some(transfer) = self.transfers.get(next).copied() {
+            if self.index_of(transfer.address).is_none() {
+                // A target that cannot be read is settled below.
+                let _ = fetch.follow(self, transfer.address, transfer.leader);
+            }
             next += 1;
         }
+        self.break_chains();
+        fetch.settle(self);
     }
 }
 
-struct Fetch<'a> {
-    map: &'a GuestMap,
-    limits: &'a Limits,
-    hold: &'a mut Hold,
+/// What the reader carries from CCW to CCW.
+pub(super) struct Fetch<'a> {
+    pub(super) map: &'a GuestMap,
+    pub(super) rules: &'a Rules,
+    pub(super) hold: &'a mut Hold,
+    /// Subchannel key; 0 also where keys are not checked.
+    pub(super) key: u8,
     format_1: bool,
-    idaws: IdawFormat,
-    /// Command of the CCW that a run of data chaining began with: the later ones' is ignored.
-    leader: u8,
+    pub(super) idaw_format: IdawFormat,
+    midaws: bool,
+    /// Command of the CCW that the data chaining under way began with; the later ones' is ignored.
+    leader: Option<u8>,
+    /// CCWs of the guest that have their shadow.
+    taken: usize,
+    /// Guest address below which nothing was read before, from the current one on.
+    horizon: u64,
+    /// There is a SEARCH, so CCWs can be reached in other ways than one after the other.
+    searches: bool,
+    /// The next CCW is reached by data chaining, and as a command by a skip.
+    contested: bool,
+}
+
+/// What stands at a place of the guest program.
+enum Found {
+    /// A CCW, read now.
+    Ccw(Ccw),
+    /// One that was read before: its shadow.
+    Shadow(u32),
+    /// A TIC that was read before and left out: its index in [`Program::elided`].
+    Elided(usize),
+}
+
+/// Where the chain goes after a CCW.
+enum Flow {
+    /// To the next CCW; `skips`: the CCW may also end with status modifier.
+    On { skips: bool },
+    /// To the target of a TIC that was left out, where this CCW stands.
+    To(u32, Ccw),
+    /// Nowhere.
+    End,
 }
 
 impl Fetch<'_> {
     /// Addresses of CCWs and direct data lie below this.
-    fn address_limit(&self) -> u64 {
+    pub(super) fn address_limit(&self) -> u64 {
         if self.format_1 { 1 << 31 } else { 1 << 24 }
     }
 
-    /// Reads segment `index` to its end and opens segments for what its TICs lead to.
-    fn segment(&mut self, program: &mut Program, index: usize) {
-        let start = program.segments[index].start;
-        let first = program.ccws.len() as u32;
-        program.segments[index].first = first;
-        let mut chained = false;
+    /// Reads from `start` to the end of the chain. `leader`: the command that data chaining carries
+    /// there. An error says why nothing could be read at all.
+    fn follow(
+        &mut self,
+        program: &mut Program,
+        start: u32,
+        leader: Option<u8>,
+    ) -> Result<(), Cause> {
+        let mut at = u64::from(start);
+        self.horizon = 0;
+        let mut found = self.find(program, at)?;
+        if !self.open_segment(program, start) {
+            return Err(Cause::Program);
+        }
+        program.chains.push(program.ccws.len() as u32);
+        self.leader = leader;
+        self.contested = false;
+        // The CCW before may skip this one, so the one behind it may be the next.
+        let mut skippable = false;
         loop {
-            let len = program.segments[index].len;
-            let address = u64::from(start) + u64::from(len) * 8;
-            let Some(ccw) = self.ccw(address).filter(|_| program.ccws.len() < self.limits.ccws)
-            else {
-                program.ccws.push(ShadowCcw::stop(0));
-                break;
+            if self.taken >= self.rules.limits.ccws {
+                program.push_stop(CcwFlags::empty(), 0, Cause::Program);
+                return Ok(());
+            }
+            let flow = match found {
+                Found::Ccw(ccw) if ccw.is_tic(self.format_1) => {
+                    self.transfer(program, &ccw, at as u32, skippable)
+                }
+                Found::Ccw(ccw) => self.command(program, &ccw),
+                Found::Shadow(index) => self.repeat(program, index),
+                Found::Elided(index) => {
+                    let Elided { address, count, .. } = program.elided[index];
+                    self.keep_transfer(program, address, count)
+                }
             };
-            program.segments[index].len += 1;
-            if ccw.is_tic(self.format_1) {
-                let shadow = self.transfer(&ccw);
-                program.ccws.push(shadow);
-                if self.goes_on_after(&shadow, &program.segments[index]) {
+            let skips = match flow {
+                Flow::To(address, ccw) => {
+                    at = address.into();
+                    found = Found::Ccw(ccw);
+                    self.look_ahead(program, at);
                     continue;
                 }
-                // Behind a transfer out of the segment only a status modifier can lead.
-                program.ccws.push(ShadowCcw::stop(0));
-                break;
-            }
-            if !chained {
-                self.leader = ccw.command;
-            }
-            chained = ccw.flags.contains(CcwFlags::CHAIN_DATA);
-            let shadow = self.command(program, &ccw);
-            program.ccws.push(shadow);
-            if !ccw.chains() {
-                break;
-            }
-        }
-        self.open_targets(program, first as usize);
-    }
-
-    /// The CCW at `address`; `None` where there can be none.
-    fn ccw(&self, address: u64) -> Option<Ccw> {
-        if !address.is_multiple_of(8) || address >= self.address_limit() {
-            return None;
-        }
-        Some(Ccw::decode(self.map.load_doubleword(address)?, self.format_1))
-    }
-
-    /// A TIC; one with an impossible target or, in format 1, with flags or count is a stop.
-    fn transfer(&self, ccw: &Ccw) -> ShadowCcw {
-        let target = u64::from(ccw.address);
-        let odd = self.format_1 && (!ccw.flags.is_empty() || ccw.count != 0);
-        if odd || !target.is_multiple_of(8) || target >= self.address_limit() {
-            return ShadowCcw::stop(ccw.count);
-        }
-        ShadowCcw {
-            command: command::TIC,
-            flags: CcwFlags::empty(),
-            count: 0,
-            target: Target::Transfer(ccw.address),
-        }
-    }
-
-    /// Whether the CCW behind a TIC belongs to the segment: after a search loop (TIC *-8) it does,
-    /// since the device's status modifier skips the TIC. The kernel's rule (`ccwchain_calc_length`).
-    fn goes_on_after(&self, tic: &ShadowCcw, segment: &Segment) -> bool {
-        matches!(tic.target, Target::Transfer(target) if segment.index_of(target).is_some())
-    }
-
-    /// Opens a segment for every TIC since `first` that leads to CCWs not read yet.
-    fn open_targets(&mut self, program: &mut Program, first: usize) {
-        for index in first..program.ccws.len() {
-            let Target::Transfer(target) = program.ccws[index].target else {
-                continue;
+                Flow::On { skips } => skips,
+                // Only a status modifier leads on.
+                Flow::End if skippable => {
+                    self.leader = None;
+                    false
+                }
+                Flow::End => {
+                    // If a device skips where none should, it stops here.
+                    program.ccws.push(ShadowCcw::stop(CcwFlags::empty()));
+                    return Ok(());
+                }
             };
-            let known = program.index_of(target).is_some()
-                || program.segments.iter().any(|segment| segment.start == target);
-            if !known && program.segments.len() < self.limits.segments {
-                program.segments.push(Segment { start: target, first: 0, len: 0 });
-            }
+            self.contested = skippable && self.leader.is_some();
+            self.searches |= skips;
+            skippable = skips;
+            at += 8;
+            found = match self.find(program, at) {
+                Ok(found) => found,
+                Err(cause) => {
+                    program.push_stop(CcwFlags::empty(), 0, cause);
+                    return Ok(());
+                }
+            };
         }
     }
 
-    /// A CCW that is not a TIC, with its IDAL.
-    fn command(&mut self, program: &mut Program, ccw: &Ccw) -> ShadowCcw {
-        let unsupported = ccw.flags.intersects(CcwFlags::SUSPEND | CcwFlags::MODIFIED_INDIRECT);
-        let empty_format_0 = !self.format_1 && ccw.count == 0;
-        if unsupported || empty_format_0 {
-            return ShadowCcw::stop(ccw.count);
-        }
-        let shadow = ShadowCcw {
-            command: ccw.command,
-            flags: ccw.flags - CcwFlags::INDIRECT,
-            count: ccw.count,
-            target: Target::Nothing,
-        };
-        if ccw.count == 0 {
-            return shadow;
-        }
-        let list = program.idaws.len();
-        let complete = if ccw.flags.contains(CcwFlags::INDIRECT) {
-            self.indirect_data(program, ccw)
-        } else {
-            self.direct_data(program, ccw);
-            true
-        };
-        if !complete || program.idaws.len() > self.limits.idaws {
-            program.idaws.truncate(list);
-            return ShadowCcw::stop(ccw.count);
-        }
-        ShadowCcw {
-            flags: shadow.flags | CcwFlags::INDIRECT,
-            target: Target::Idal(list as u32),
-            ..shadow
-        }
-    }
-
-    /// Cuts a direct data area into blocks.
-    fn direct_data(&mut self, program: &mut Program, ccw: &Ccw) {
-        let block = u64::from(self.idaws.block());
-        let moves = self.moves_data(ccw);
-        let end = u64::from(ccw.address) + u64::from(ccw.count);
-        let mut at = u64::from(ccw.address);
-        while at < end {
-            let valid = at < self.address_limit();
-            self.word(program, valid.then_some(at), moves);
-            at = (at / block + 1) * block;
-        }
-    }
-
-    /// Copies a guest IDAL; `false` where the list itself cannot be used.
-    fn indirect_data(&mut self, program: &mut Program, ccw: &Ccw) -> bool {
-        let format = self.idaws;
-        let block = u64::from(format.block());
-        let list = u64::from(ccw.address);
-        if !list.is_multiple_of(u64::from(format.size())) || list >= self.address_limit() {
+    /// Starts a segment at guest address `start`. `false`: there are as many as there may be.
+    fn open_segment(&mut self, program: &mut Program, start: u32) -> bool {
+        if program.segments.len() >= self.rules.limits.segments {
             return false;
         }
-        let moves = self.moves_data(ccw);
-        let first = self.idaw(list);
-        let offset = first.map_or(0, |first| first % block);
-        let words = (offset + u64::from(ccw.count)).div_ceil(block);
-        self.word(program, first, moves);
-        for index in 1..words {
-            let idaw = self.idaw(list + index * u64::from(format.size()));
-            // All but the first must designate the start of a block.
-            self.word(program, idaw.filter(|idaw| idaw % block == 0), moves);
-        }
+        let first = program.ccws.len() as u32;
+        program.segments.push(Segment { start, first, len: 0 });
+        self.look_ahead(program, start.into());
         true
     }
 
-    /// The guest IDAW at `address`, or `None` where there is none or it is not valid.
-    fn idaw(&self, address: u64) -> Option<u64> {
-        match self.idaws {
-            IdawFormat::Format1 => Idaw1(self.map.load_word(address)?.into()).address(),
-            _ => Some(u64::from_be_bytes(self.map.load_doubleword(address)?)),
-        }
+    /// Finds the next place at or behind `at` that was read before.
+    fn look_ahead(&mut self, program: &Program, at: u64) {
+        let (_, earlier) = program.segments.split_last().unwrap_or((&NO_SEGMENT, &[]));
+        let segments = earlier.iter().filter(|known| known.end() > at && known.len > 0);
+        let starts = segments.map(|known| u64::from(known.start).max(at));
+        let elided = program.elided.iter().map(|known| u64::from(known.at));
+        let next = starts.chain(elided.filter(|known| *known >= at)).min();
+        self.horizon = next.unwrap_or(u64::MAX);
     }
 
-    /// Appends the IDAW for a block at guest address `address`; where there is no memory, one that
-    /// fails when the channel gets there. Regions are whole frames, so a block is all there or not.
-    fn word(&mut self, program: &mut Program, address: Option<u64>, moves: bool) {
-        let frame = address.and_then(|address| self.map.frame(address));
-        let iova = match (address, frame) {
-            (Some(address), Some(frame)) => {
-                if moves {
-                    self.hold.want(frame);
-                }
-                address + GUEST_IOVA
+    /// What stands at guest address `at`; an error says why nothing can.
+    #[inline]
+    fn find(&mut self, program: &Program, at: u64) -> Result<Found, Cause> {
+        if at >= self.horizon {
+            if let Some(index) = program.index_of(at as u32) {
+                return Ok(Found::Shadow(index));
             }
-            _ => UNMAPPED_IOVA,
-        };
-        program.idaws.push(iova.to_be_bytes());
+            if let Some(index) = program.elided.iter().position(|tic| u64::from(tic.at) == at) {
+                return Ok(Found::Elided(index));
+            }
+            self.look_ahead(program, at);
+        }
+        self.read(at).map(Found::Ccw)
     }
 
-    /// Whether the CCW's area is touched at all (the kernel's `ccw_does_data_transfer`).
-    fn moves_data(&self, ccw: &Ccw) -> bool {
-        if self.leader == command::NOP {
-            return false;
+    /// Reads the CCW at guest address `at`.
+    #[inline]
+    fn read(&self, at: u64) -> Result<Ccw, Cause> {
+        if !at.is_multiple_of(8) || at >= self.address_limit() {
+            return Err(Cause::Program);
         }
-        !(ccw.flags.contains(CcwFlags::SKIP) && CommandClass::of(self.leader).stores())
+        let bytes = self.map.load_doubleword(at).ok_or(Cause::Program)?;
+        if self.is_fetch_protected(at) {
+            return Err(Cause::Protection);
+        }
+        Ok(Ccw::decode(bytes, self.format_1))
+    }
+
+    /// Whether the key forbids fetching from guest address `address`, which has memory.
+    #[inline]
+    pub(super) fn is_fetch_protected(&self, address: u64) -> bool {
+        self.key != 0
+            && self.map.region(address).is_some()
+            && !self.rules.may_fetch(self.key, address)
+    }
+
+    /// Appends the shadow of the CCW of the current segment that was just read.
+    fn push(&mut self, program: &mut Program, ccw: ShadowCcw) {
+        program.ccws.push(ccw);
+        self.taken += 1;
+        if let Some(segment) = program.segments.last_mut() {
+            segment.len += 1;
+        }
+    }
+
+    fn push_stop(&mut self, program: &mut Program, flags: CcwFlags, count: u16, cause: Cause) {
+        program.push_stop(flags, count, cause);
+        self.taken += 1;
+        if let Some(segment) = program.segments.last_mut() {
+            segment.len += 1;
+        }
+    }
+
+    /// A TIC at guest address `at`, read now.
+    fn transfer(&mut self, program: &mut Program, tic: &Ccw, at: u32, skippable: bool) -> Flow {
+        let target = u64::from(tic.address);
+        let odd = self.format_1 && (!tic.flags.is_empty() || tic.count != 0);
+        if odd || !target.is_multiple_of(8) || target >= self.address_limit() {
+            self.push_stop(program, CcwFlags::empty(), tic.count, Cause::Program);
+            return Flow::End;
+        }
+        let reached_by_tic = program.segments.last().is_none_or(|segment| segment.len == 0);
+        let known = tic.address == at
+            || program.index_of(tic.address).is_some()
+            || program.elided.iter().any(|known| known.at == tic.address);
+        if skippable || reached_by_tic || known {
+            return self.keep_transfer(program, tic.address, tic.count);
+        }
+        let next = match self.read(target) {
+            Ok(next) => next,
+            Err(cause) => {
+                self.push_stop(program, CcwFlags::empty(), tic.count, cause);
+                return Flow::End;
+            }
+        };
+        if !self.open_segment(program, tic.address) {
+            self.push_stop(program, CcwFlags::empty(), tic.count, Cause::Program);
+            return Flow::End;
+        }
+        program.elided.push(Elided { at, address: tic.address, count: tic.count });
+        if next.is_tic(self.format_1) {
+            // A TIC may not lead to a TIC; other ways to this one are its own affair.
+            let Ccw { address, count, .. } = next;
+            program.elided.push(Elided { at: tic.address, address, count });
+            program.push_stop(CcwFlags::empty(), count, Cause::Program);
+            return Flow::End;
+        }
+        Flow::To(tic.address, next)
+    }
+
+    /// A TIC that stays one.
+    fn keep_transfer(&mut self, program: &mut Program, address: u32, count: u16) -> Flow {
+        let index = program.ccws.len() as u32;
+        let target = Target::Transfer(program.transfers.len() as u32);
+        program.transfers.push(Transfer { index, address, leader: self.leader, count });
+        let flags = CcwFlags::empty();
+        self.push(program, ShadowCcw { command: command::TIC, flags, count: 0, target });
+        Flow::End
+    }
+
+    /// The CCW at index `index`, at its guest address once more: another segment runs into it.
+    fn repeat(&mut self, program: &mut Program, index: u32) -> Flow {
+        let shadow = program.ccws[index as usize];
+        let stop = program.stops.iter().find(|stop| stop.index == index).copied();
+        if let Target::Transfer(transfer) = shadow.target {
+            let Transfer { address, count, .. } = program.transfers[transfer as usize];
+            return self.keep_transfer(program, address, count);
+        }
+        if !self.fits(&shadow, self.leader) {
+            self.push_stop(program, shadow.flags, shadow.count, Cause::Program);
+            return Flow::End;
+        }
+        if let Some(stop) = stop {
+            program.stops.push(super::program::Stop { index: program.ccws.len() as u32, ..stop });
+        }
+        self.push(program, shadow);
+        if shadow.flags.contains(CcwFlags::MODIFIED_INDIRECT) {
+            return Flow::End;
+        }
+        self.flow(shadow.command, shadow.flags)
+    }
+
+    /// A CCW that is not a TIC, with its IDAL.
+    fn command(&mut self, program: &mut Program, ccw: &Ccw) -> Flow {
+        let limits = &self.rules.limits;
+        let movement = Movement::of(self.leader.unwrap_or(ccw.command), ccw.flags);
+        let indirect = CcwFlags::INDIRECT | CcwFlags::MODIFIED_INDIRECT;
+        let mut shadow = ShadowCcw {
+            command: ccw.command,
+            flags: ccw.flags - indirect,
+            count: ccw.count,
+            target: Target::Nothing,
+        };
+        let list = program.idaws.len();
+        program.data_bytes += u64::from(ccw.count);
+        let alone = Movement::of(ccw.command, ccw.flags);
+        let two_ways =
+            alone.backward != movement.backward || self.key != 0 && alone.stores != movement.stores;
+        let refused = self.is_refused(ccw) || self.contested && two_ways;
+        let sound = !refused
+            && program.data_bytes <= limits.bytes
+            && (ccw.count == 0 || self.data_area(program, ccw, movement).is_some())
+            && program.idaws.len() <= limits.idaws;
+        if !sound {
+            program.idaws.truncate(list);
+            self.push_stop(program, ccw.flags, ccw.count, Cause::Program);
+            return Flow::End;
+        }
+        if !self.rules.policy.is_empty() {
+            shadow.command = self.judge(program, ccw, list);
+        }
+        if ccw.count != 0 {
+            shadow.flags |= CcwFlags::INDIRECT;
+            let list = list as u32;
+            shadow.target = match movement {
+                Movement { backward: true, .. } => Target::StoreBackward(list),
+                Movement { stores: true, .. } => Target::Store(list),
+                _ => Target::Fetch(list),
+            };
+        }
+        if let Some(leader) = self.leader
+            && movement.moves
+            && !alone.moves
+            && !self.contested
+        {
+            // The kernel driver goes by a CCW's own command, data-chained or not, when it decides
+            // whether to pin (`ccw_does_data_transfer`).
+            let index = program.ccws.len() as u32;
+            program.disguised.push(Disguised { index, leader: Some(leader) });
+        }
+        self.push(program, shadow);
+        self.flow(ccw.command, ccw.flags)
+    }
+
+    /// What the shadow, whose CCWs are format 1 without MIDAWs, would not refuse by itself.
+    fn is_refused(&self, ccw: &Ccw) -> bool {
+        let midaws = ccw.flags.contains(CcwFlags::MODIFIED_INDIRECT);
+        let unsuited = CcwFlags::INDIRECT | CcwFlags::SKIP;
+        let empty = ccw.count == 0 && (!self.format_1 || midaws);
+        empty || midaws && (!self.midaws || ccw.flags.intersects(unsuited))
+    }
+
+    /// The command code that the policy leaves: a refused command becomes an invalid one, which ends
+    /// the program unless the CCW is data-chained to; then its command means nothing.
+    fn judge(&mut self, program: &mut Program, ccw: &Ccw, list: usize) -> u8 {
+        let Rules { class, policy, .. } = self.rules;
+        if !CommandClass::of(ccw.command).is_command() {
+            return ccw.command;
+        }
+        let first = program.ccws.is_empty();
+        let defines = policy.sees_extents() && defines_extent(*class, ccw.command);
+        let extent = if defines { self.copy_parameters(program, ccw, list) } else { None };
+        let access = Access {
+            extent,
+            bounded: program.bounded,
+            ..Access::new(*class, ccw.command, ccw.count)
+        };
+        let verdict = policy.judge(&access);
+        if verdict == Verdict::Allow {
+            program.bounded |= first && defines;
+            return ccw.command;
+        }
+        let index = program.ccws.len() as u32;
+        let cause = Cause::Refused(verdict);
+        program.stops.push(super::program::Stop { index, count: ccw.count, cause });
+        0
+    }
+
+    /// Where a CCW with these flags leads; keeps track of data chaining.
+    fn flow(&mut self, command: u8, flags: CcwFlags) -> Flow {
+        let leader = self.leader.unwrap_or(command);
+        let chains_data = flags.contains(CcwFlags::CHAIN_DATA);
+        let chains_command = flags.contains(CcwFlags::CHAIN_COMMAND);
+        self.leader = chains_data.then_some(leader);
+        if chains_data || chains_command {
+            // Reached by data chaining here, it may yet be reached as a command.
+            let search = command::is_search(leader) || command::is_search(command);
+            Flow::On { skips: !chains_data && search }
+        } else {
+            Flow::End
+        }
+    }
+
+    /// Whether the data of a CCW goes, and was checked to be allowed to go, the way that it would if
+    /// it were reached with this `leader`.
+    fn fits(&self, shadow: &ShadowCcw, leader: Option<u8>) -> bool {
+        let (stores, backward) = match shadow.target {
+            Target::Fetch(_) => (false, false),
+            Target::Store(_) => (true, false),
+            Target::StoreBackward(_) => (true, true),
+            _ => return true,
+        };
+        let class = CommandClass::of(leader.unwrap_or(shadow.command));
+        // What is no command, or was refused, stops the channel before any data moves.
+        !class.is_command()
+            || backward == (class == CommandClass::ReadBackward)
+                && (self.key == 0 || stores == class.stores())
+    }
+
+    /// Resolves the TICs, and decides on the frames that are only touched on other ways than the one
+    /// each CCW was read on.
+    fn settle(&mut self, program: &mut Program) {
+        for index in 0..program.transfers.len() {
+            let Transfer { index, address, leader, count } = program.transfers[index];
+            let place = index as usize;
+            let target = program.index_of(address);
+            let fitting =
+                target.filter(|target| self.fits(&program.ccws[*target as usize], leader));
+            let cause = match fitting {
+                Some(target) => {
+                    program.ccws[place].target = Target::Ccw(target);
+                    program.reveal(target);
+                    Cause::Program
+                }
+                None => {
+                    program.ccws[place] = ShadowCcw::stop(CcwFlags::empty());
+                    if target.is_none() && self.is_fetch_protected(address.into()) {
+                        Cause::Protection
+                    } else {
+                        Cause::Program
+                    }
+                }
+            };
+            // Also where the TIC stays: if it is where another leads, its count is shown.
+            program.stops.push(super::program::Stop { index, count, cause });
+        }
+        if !program.transfers.is_empty() || self.searches {
+            program.doubtful.iter().for_each(|frame| self.hold.want(*frame));
+        }
+        for Disguised { index, leader } in &program.disguised {
+            let Some(leader) = *leader else { continue };
+            let ccw = &mut program.ccws[*index as usize];
+            ccw.command = leader;
+            if !CommandClass::of(leader).stores() {
+                ccw.flags -= CcwFlags::SKIP;
+            }
+        }
     }
 }
+
+const NO_SEGMENT: Segment = Segment { start: 0, first: 0, len: 0 };
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::architecture::OrbFlags;
+    use crate::shadow::{GUEST_IOVA, UNMAPPED_IOVA};
+    use crate::translation::Limits;
     use std::sync::Arc;
     use vm_memory::{GuestAddress, GuestMemoryMmap};
 
@@ -255,8 +511,12 @@ mod tests {
 
     fn fetch(map: &GuestMap, orb: Orb) -> (Program, Hold) {
         let (mut program, mut hold) = (Program::default(), Hold::default());
-        program.fetch(&orb, map, &Limits::default(), &mut hold);
+        program.fetch(&orb, map, &Rules::default(), &mut hold);
         (program, hold)
+    }
+
+    fn stop() -> ShadowCcw {
+        ShadowCcw::stop(CcwFlags::empty())
     }
 
     fn iovas(program: &Program) -> Vec<u64> {
@@ -323,34 +583,32 @@ mod tests {
         put(&map, 0xfff8, &[Ccw::new(command::NOP, 0, 0).with(CC)]);
         let (program, _) = fetch(&map, Orb::new(0xfff8));
         assert_eq!(program.ccws.len(), 2);
-        assert_eq!(program.ccws[1], ShadowCcw::stop(0));
+        assert_eq!(program.ccws[1], stop());
         for cpa in [0x101, 0x1_8000, 0x7fff_fff8] {
             let (program, _) = fetch(&map, Orb::new(cpa));
-            assert_eq!(program.ccws, [ShadowCcw::stop(0)]);
+            assert_eq!((&program.ccws[..], program.segments.len()), (&[stop()][..], 0));
         }
     }
 
+    fn commands(program: &Program) -> Vec<u8> {
+        program.ccws.iter().map(|ccw| ccw.command).collect()
+    }
+
     #[test]
-    fn transfers_open_segments_once() {
+    fn what_a_transfer_leads_to_follows_in_its_place() {
         let map = guest();
-        put(
-            &map,
-            0x100,
-            &[Ccw::new(command::NOP, 0, 0).with(CC), Ccw::new(command::TIC, 0x300, 0)],
-        );
-        put(
-            &map,
-            0x300,
-            &[Ccw::new(command::NOP, 0, 0).with(CC), Ccw::new(command::TIC, 0x100, 0)],
-        );
+        let nop = Ccw::new(command::NOP, 0, 0);
+        put(&map, 0x100, &[nop.with(CC), Ccw::new(command::TIC, 0x300, 0)]);
+        put(&map, 0x300, &[Ccw::new(0x07, 0, 0).with(CC), Ccw::new(command::TIC, 0x100, 0)]);
         let (program, _) = fetch(&map, Orb::new(0x100));
-        assert_eq!(program.segments.len(), 2);
-        assert_eq!(program.index_of(0x300), Some(program.segments[1].first));
+        assert_eq!(commands(&program), [command::NOP, 0x07, command::TIC, 0]);
+        assert_eq!(program.ccws[2].target, Target::Ccw(0), "back to the first");
+        assert_eq!(program.index_of(0x300), Some(1));
         assert_eq!(program.index_of(0x304), None);
     }
 
     #[test]
-    fn a_search_loop_keeps_what_follows_it() {
+    fn a_search_loop_keeps_its_transfer_and_what_follows_it() {
         let map = guest();
         let program = [
             Ccw::new(0x31, 0x1000, 5).with(CC),
@@ -359,8 +617,33 @@ mod tests {
         ];
         put(&map, 0x100, &program);
         let (program, hold) = fetch(&map, Orb::new(0x100));
-        assert_eq!((program.segments.len(), program.ccws.len()), (1, 3));
+        assert_eq!((program.segments.len(), program.ccws.len()), (1, 4));
+        assert_eq!(program.ccws[1].target, Target::Ccw(0));
         assert_eq!(hold.wanted(), 2);
+        // The same where the search ends a chain, or leads elsewhere: what it may skip to is there.
+        put(&map, 0x108, &[Ccw::new(0x07, 0, 0), Ccw::new(0x06, 0x2000, 512)]);
+        assert_eq!(commands(&fetch(&map, Orb::new(0x100)).0), [0x31, 0x07, 0x06, 0]);
+        put(&map, 0x108, &[Ccw::new(command::TIC, 0x400, 0)]);
+        put(&map, 0x400, &[Ccw::new(command::NOP, 0, 0)]);
+        let (program, _) = fetch(&map, Orb::new(0x100));
+        assert_eq!(commands(&program), [0x31, command::TIC, 0x06, 0, command::NOP, 0]);
+        assert_eq!(program.ccws[1].target, Target::Ccw(4));
+    }
+
+    #[test]
+    fn a_segment_that_runs_into_another_repeats_its_snapshot() {
+        let map = guest();
+        let nop = |address| Ccw::new(command::NOP, address, 0).with(CC);
+        put(
+            &map,
+            0x200,
+            &[nop(1), Ccw::new(0x07, 0x1000, 4).with(CC), Ccw::new(command::TIC, 0x1f8, 0)],
+        );
+        put(&map, 0x1f8, &[nop(2)]);
+        let (program, _) = fetch(&map, Orb::new(0x200));
+        assert_eq!(commands(&program), [3, 7, 3, 3, 7, command::TIC, 0]);
+        assert_eq!(program.ccws[1], program.ccws[4], "with the same IDAL");
+        assert_eq!(program.ccws[5].target, Target::Ccw(2));
     }
 
     #[test]
@@ -369,13 +652,33 @@ mod tests {
         for tic in [
             Ccw::new(command::TIC, 0x304, 0),
             Ccw::new(command::TIC, 0x8000_0300, 0),
+            Ccw::new(command::TIC, 0x1_8000, 0),
             Ccw::new(command::TIC, 0x300, 1),
             Ccw::new(command::TIC, 0x300, 0).with(CC),
         ] {
             put(&map, 0x100, &[Ccw::new(command::NOP, 0, 0).with(CC), tic]);
             let (program, _) = fetch(&map, Orb::new(0x100));
             assert_eq!(program.segments.len(), 1, "{tic:?}");
-            assert_eq!(program.ccws[1].target, Target::Nothing, "{tic:?}");
+            assert_eq!(program.ccws[1], stop(), "{tic:?}");
+        }
+    }
+
+    #[test]
+    fn long_chains_are_broken_where_the_kernel_stops_reading() {
+        let map = guest();
+        put(&map, 0x100, &[Ccw::new(command::NOP, 0, 0).with(CC); 600]);
+        put(&map, 0x100 + 600 * 8, &[Ccw::new(command::NOP, 0, 0)]);
+        let (program, _) = fetch(&map, Orb::new(0x100));
+        let breaks: Vec<usize> = commands(&program)
+            .iter()
+            .enumerate()
+            .filter_map(|(index, code)| (*code == command::TIC).then_some(index))
+            .collect();
+        assert_eq!(breaks.len(), 2);
+        assert!(breaks[0] < 256 && breaks[1] - breaks[0] <= 256, "{breaks:?}");
+        for index in 0..601 {
+            let shadow = program.index_of(0x100 + index * 8).unwrap();
+            assert_eq!(program.ccws[shadow as usize].command, command::NOP);
         }
     }
 
@@ -385,19 +688,26 @@ mod tests {
         let endless = [Ccw::new(command::NOP, 0, 0).with(CC); 64];
         put(&map, 0x100, &endless);
         let (mut program, mut hold) = (Program::default(), Hold::default());
-        let limits = Limits { ccws: 10, idaws: 3, segments: 1 };
-        program.fetch(&Orb::new(0x100), &map, &limits, &mut hold);
-        assert_eq!((program.ccws.len(), program.ccws[10]), (11, ShadowCcw::stop(0)));
+        let limits = Limits { ccws: 10, idaws: 3, segments: 1, bytes: 1 << 20 };
+        let mut fetch = |map, limits| {
+            let rules = Rules { limits, ..Rules::default() };
+            program.fetch(&Orb::new(0x100), map, &rules, &mut hold);
+            (program.ccws.clone(), program.idaws.len(), program.segments.len())
+        };
+        let (ccws, ..) = fetch(&map, limits);
+        assert_eq!((ccws.len(), ccws[10]), (11, stop()));
         put(&map, 0x100, &[Ccw::new(command::FBA_READ, 0x1000, 0x4000)]);
-        program.fetch(&Orb::new(0x100), &map, &limits, &mut hold);
-        assert_eq!((program.ccws[0], program.idaws.len()), (ShadowCcw::stop(0x4000), 0));
+        let (ccws, idaws, _) = fetch(&map, limits);
+        assert_eq!((ccws[0], idaws), (stop(), 0));
+        let (ccws, ..) = fetch(&map, Limits { bytes: 0x3fff, ..Limits::default() });
+        assert_eq!(ccws[0], stop());
         put(
             &map,
             0x100,
             &[Ccw::new(command::NOP, 0, 0).with(CC), Ccw::new(command::TIC, 0x300, 0)],
         );
-        program.fetch(&Orb::new(0x100), &map, &limits, &mut hold);
-        assert_eq!(program.segments.len(), 1, "no room for the target's segment");
+        let (ccws, _, segments) = fetch(&map, limits);
+        assert_eq!((ccws[1], segments), (stop(), 1), "no room for the target's segment");
     }
 
     #[test]
@@ -430,10 +740,7 @@ mod tests {
         let (program, hold) = fetch(&map, Orb::new(0x100).with_flags(flags));
         assert_eq!(program.segments.len(), 2, "0x58 is a TIC in format 0");
         assert_eq!(hold.wanted(), 1);
-        assert_eq!(program.ccws[3], ShadowCcw::stop(0), "count 0 is refused in format 0");
-        assert_eq!(
-            fetch(&map, Orb::new(0x100_0000).with_flags(flags)).0.ccws,
-            [ShadowCcw::stop(0)]
-        );
+        assert_eq!(program.ccws[1], stop(), "count 0 is refused in format 0");
+        assert_eq!(fetch(&map, Orb::new(0x100_0000).with_flags(flags)).0.ccws, [stop()]);
     }
 }

@@ -1,0 +1,278 @@
+//! Where the channel stands in a program: fetching CCWs, following TICs, and the checks that hold
+//! before the device hears of a command.
+
+use std::fmt;
+
+use crate::architecture::{
+    Ccw, CcwFlags, CommandClass, IdawFormat, IrbHead, Midaw, Orb, OrbFlags, SubchannelStatus,
+};
+use crate::shadow::GUEST_IOVA;
+use crate::translation::{Rules, midaw_list};
+
+use super::DmaSpace;
+use super::interpreter::{Run, program_controlled};
+
+/// CCWs that one start may execute, TICs and data-chained ones included. A program that loops longer
+/// ends in a program check: there is no operator here to notice it, and whoever waits for its end
+/// (a detach, the end of the service) must not wait for hours. At 65,535 bytes a CCW this is 4 GiB.
+pub const CCW_LIMIT: u32 = 1 << 16;
+
+/// TICs to lower addresses that may come without a command that reads or writes between them (the
+/// architecture lets a channel check at 256 such CCWs; Hercules counts the same way).
+const BACKWARD_TICS: u32 = 255;
+
+/// Where the channel stands in a program.
+pub(super) struct Channel<'a> {
+    pub(super) dma: &'a DmaSpace,
+    /// What a program is held to that nobody has translated.
+    pub(super) rules: Option<&'a Rules>,
+    /// Added to every address of the program.
+    base: u64,
+    /// Subchannel key; 0 also where keys are not checked here.
+    key: u8,
+    orb: Orb,
+    pub(super) format_1: bool,
+    pub(super) idaws: IdawFormat,
+    /// Address of the next CCW: 8 past the current one.
+    pub(super) next: u32,
+    /// Pieces of the current CCW's data, where it has MIDAWs.
+    pub(super) pieces: Vec<(u64, u64)>,
+    /// Backward TICs since the last command that reads or writes.
+    backward: u32,
+    /// CCWs read so far.
+    executed: u32,
+    intermediate: &'a mut dyn FnMut(IrbHead),
+}
+
+impl fmt::Debug for Channel<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Channel at {:#x}, {} CCWs read", self.next, self.executed)
+    }
+}
+
+/// What the channel found at its place in the program.
+pub(super) enum Found {
+    Command(Ccw),
+    /// This CCW suspends the program.
+    Suspended(Ccw),
+    Check(Check),
+}
+
+/// A check at a CCW, with the residual count to show.
+pub(super) struct Check {
+    pub(super) status: SubchannelStatus,
+    pub(super) count: u16,
+}
+
+impl Check {
+    fn program(count: u16) -> Self {
+        Check { status: SubchannelStatus::PROGRAM_CHECK, count }
+    }
+}
+
+impl<'a> Channel<'a> {
+    pub(super) fn new(run: &Run<'a>, intermediate: &'a mut dyn FnMut(IrbHead)) -> Self {
+        let flags = run.orb.flags();
+        let translated = flags.contains(OrbFlags::PREFETCH);
+        let rules = run.rules.filter(|_| !translated);
+        Channel {
+            dma: run.dma,
+            rules,
+            base: if translated { 0 } else { GUEST_IOVA },
+            key: rules.filter(|rules| rules.keys.is_some()).map_or(0, |_| run.orb.key()),
+            orb: run.orb,
+            format_1: flags.contains(OrbFlags::FORMAT_1),
+            idaws: run.orb.idaw_format(),
+            next: run.orb.cpa(),
+            pieces: Vec::new(),
+            backward: 0,
+            executed: 0,
+            intermediate,
+        }
+    }
+
+    /// Addresses of CCWs and direct data lie below this.
+    pub(super) fn address_limit(&self) -> u64 {
+        if self.format_1 { 1 << 31 } else { 1 << 24 }
+    }
+
+    /// The I/O virtual address of an address of the program.
+    #[inline]
+    pub(super) fn iova(&self, address: u64) -> Option<u64> {
+        address.checked_add(self.base)
+    }
+
+    /// Bytes from `address`, which is in memory, on that have one key: all where none is checked.
+    #[inline]
+    pub(super) fn reach(&self, address: u64, most: usize, backward: bool) -> usize {
+        if self.key == 0 {
+            return most;
+        }
+        let offset = address as usize % 4096;
+        most.min(if backward { offset + 1 } else { 4096 - offset })
+    }
+
+    /// Whether the key forbids the program to use `address`, which is in memory.
+    #[inline]
+    pub(super) fn is_protected(&self, address: u64, stores: bool) -> bool {
+        self.key != 0
+            && self.rules.is_some_and(|rules| match stores {
+                true => !rules.may_store(self.key, address),
+                false => !rules.may_fetch(self.key, address),
+            })
+    }
+
+    /// A doubleword of the program (a CCW, an IDAW).
+    pub(super) fn doubleword(&self, address: u64) -> Result<[u8; 8], SubchannelStatus> {
+        let word = self.iova(address).and_then(|iova| self.dma.load_doubleword(iova));
+        let word = word.ok_or(SubchannelStatus::PROGRAM_CHECK)?;
+        if self.is_protected(address, false) {
+            return Err(SubchannelStatus::PROTECTION_CHECK);
+        }
+        Ok(word)
+    }
+
+    /// A word of the program (a format-1 IDAW).
+    pub(super) fn word(&self, address: u64) -> Result<[u8; 4], SubchannelStatus> {
+        let word = self.iova(address).and_then(|iova| self.dma.load_word(iova));
+        let word = word.ok_or(SubchannelStatus::PROGRAM_CHECK)?;
+        if self.is_protected(address, false) {
+            return Err(SubchannelStatus::PROTECTION_CHECK);
+        }
+        Ok(word)
+    }
+
+    /// Reads the CCW at `next` and moves past it.
+    fn fetch(&mut self) -> Result<Ccw, SubchannelStatus> {
+        let at = u64::from(self.next);
+        self.next = self.next.wrapping_add(8);
+        self.executed += 1;
+        if !at.is_multiple_of(8) || at >= self.address_limit() || self.executed > CCW_LIMIT {
+            return Err(SubchannelStatus::PROGRAM_CHECK);
+        }
+        Ok(Ccw::decode(self.doubleword(at)?, self.format_1))
+    }
+
+    /// Follows TICs to the next command. `first`: no TIC may come before the first command.
+    pub(super) fn fetch_command(&mut self, first: bool) -> Found {
+        let ccw = match self.fetch_past_tic(first) {
+            Ok(ccw) => ccw,
+            Err(check) => return Found::Check(check),
+        };
+        let suspends = ccw.flags.contains(CcwFlags::SUSPEND);
+        let sound = ccw.class().is_command() && self.is_sound(&ccw, None);
+        if sound && suspends {
+            return Found::Suspended(ccw);
+        }
+        self.take_control(&ccw);
+        if !sound {
+            return Found::Check(Check::program(ccw.count));
+        }
+        Found::Command(ccw)
+    }
+
+    /// The next CCW of a data chain that began with `command`; its own command code means nothing.
+    pub(super) fn fetch_data_chained(&mut self, command: u8) -> Result<Ccw, Check> {
+        let ccw = self.fetch_past_tic(false)?;
+        self.take_control(&ccw);
+        if !self.is_sound(&ccw, Some(command)) {
+            return Err(Check::program(ccw.count));
+        }
+        Ok(ccw)
+    }
+
+    /// The next CCW, or the one that a TIC there leads to.
+    fn fetch_past_tic(&mut self, first: bool) -> Result<Ccw, Check> {
+        let ccw = self.fetch().map_err(|status| Check { status, count: 0 })?;
+        if !ccw.is_tic(self.format_1) {
+            self.count_data(&ccw);
+            return Ok(ccw);
+        }
+        if first {
+            return Err(Check::program(ccw.count));
+        }
+        let next = self.transfer(&ccw)?;
+        if next.is_tic(self.format_1) {
+            // A TIC may not lead to a TIC.
+            return Err(Check::program(next.count));
+        }
+        self.count_data(&next);
+        Ok(next)
+    }
+
+    /// Goes where a TIC leads and reads what stands there. A check because nothing can be there is
+    /// shown at the TIC.
+    fn transfer(&mut self, tic: &Ccw) -> Result<Ccw, Check> {
+        let behind = self.next;
+        let odd = self.format_1 && (!tic.flags.is_empty() || tic.count != 0);
+        if odd || !tic.address.is_multiple_of(8) {
+            return Err(Check::program(tic.count));
+        }
+        self.backward = if tic.address < behind { self.backward + 1 } else { 0 };
+        if self.backward > BACKWARD_TICS {
+            return Err(Check::program(tic.count));
+        }
+        self.next = tic.address;
+        self.fetch().map_err(|status| {
+            self.next = behind;
+            Check { status, count: tic.count }
+        })
+    }
+
+    fn count_data(&mut self, ccw: &Ccw) {
+        let class = ccw.class();
+        if matches!(class, CommandClass::Read | CommandClass::Write | CommandClass::ReadBackward) {
+            self.backward = 0;
+        }
+    }
+
+    /// Checks that hold for every CCW that is not a TIC; `chained`: the command of the data chain
+    /// that it is part of.
+    fn is_sound(&mut self, ccw: &Ccw, chained: Option<u8>) -> bool {
+        let flags = ccw.flags;
+        let chains_data = flags.contains(CcwFlags::CHAIN_DATA);
+        if ccw.count == 0 && (!self.format_1 || chains_data || chained.is_some()) {
+            return false;
+        }
+        if flags.contains(CcwFlags::SUSPEND) {
+            let allowed = self.orb.flags().contains(OrbFlags::SUSPEND_CONTROL);
+            if !allowed || chains_data || chained.is_some() {
+                return false;
+            }
+        }
+        if flags.contains(CcwFlags::MODIFIED_INDIRECT) {
+            let unsuited = flags.intersects(CcwFlags::INDIRECT | CcwFlags::SKIP)
+                || CommandClass::of(chained.unwrap_or(ccw.command)) == CommandClass::ReadBackward;
+            return !unsuited && self.load_pieces(ccw);
+        }
+        true
+    }
+
+    /// Reads the MIDAWs of a CCW. `false`: they cannot be used, by the same rules as in translation.
+    pub(super) fn load_pieces(&mut self, ccw: &Ccw) -> bool {
+        let list = u64::from(ccw.address);
+        if !self.orb.flags().contains(OrbFlags::MIDAW) || list >= self.address_limit() {
+            return false;
+        }
+        let mut pieces = std::mem::take(&mut self.pieces);
+        pieces.clear();
+        let load = |at| {
+            let high = self.doubleword(at).ok()?;
+            Some(Midaw::decode(high, self.doubleword(at + 8).ok()?))
+        };
+        let block = self.idaws.block().into();
+        let found = midaw_list::pieces(list, ccw.count, block, load, |start, end| {
+            pieces.push((start, end));
+        });
+        self.pieces = pieces;
+        found.is_some()
+    }
+
+    /// A CCW with the PCI flag tells the guest that the program has come so far; before anything is
+    /// validated, as in Hercules.
+    fn take_control(&mut self, ccw: &Ccw) {
+        if ccw.flags.contains(CcwFlags::PROGRAM_CONTROLLED) {
+            (self.intermediate)(program_controlled(&self.orb, self.next));
+        }
+    }
+}
