@@ -47,6 +47,14 @@ impl Hold {
         }
     }
 
+    /// Wishes for `count` frames from `first` on.
+    #[inline]
+    pub fn want_run(&mut self, first: u32, count: u32) {
+        debug_assert!(self.held.is_empty(), "a hold takes no new wishes while it holds");
+        let known = u32::from(self.wanted.last() == Some(&first) && count > 0);
+        self.wanted.extend(first + known..first + count);
+    }
+
     /// Forgets what was wanted, for the next program.
     pub fn clear(&mut self) {
         debug_assert!(

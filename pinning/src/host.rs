@@ -41,6 +41,7 @@ impl HostRange {
     }
 
     /// Length in bytes.
+    #[inline]
     pub fn len(&self) -> usize {
         self.len
     }
@@ -51,6 +52,7 @@ impl HostRange {
     }
 
     /// The part of `len` bytes that starts at `offset`, or `None` where it would stick out.
+    #[inline]
     pub fn part(&self, offset: usize, len: usize) -> Option<HostRange> {
         let end = offset.checked_add(len)?;
         if end > self.len {
@@ -66,6 +68,7 @@ impl HostRange {
     /// are not all inside or not on a doubleword.
     ///
     /// One access matters: a CCW or IDAW that a vCPU is just writing is seen old or new, not mixed.
+    #[inline]
     pub fn load_doubleword(&self, offset: usize) -> Option<[u8; 8]> {
         let at = self.part(offset, 8)?.start.cast::<AtomicU64>();
         if !at.is_aligned() {
@@ -79,6 +82,7 @@ impl HostRange {
     }
 
     /// Loads the four bytes at `offset` in one access; `None` as for the doubleword.
+    #[inline]
     pub fn load_word(&self, offset: usize) -> Option<[u8; 4]> {
         let at = self.part(offset, 4)?.start.cast::<AtomicU32>();
         if !at.is_aligned() {

@@ -163,12 +163,15 @@ impl Ccw {
     }
 
     /// Decodes eight bytes as the format that the ORB says.
+    #[inline]
     pub fn decode(bytes: [u8; 8], format_1: bool) -> Self {
-        if format_1 {
-            Ccw1::read_from_bytes(&bytes).unwrap_or_default().into()
-        } else {
-            Ccw0::read_from_bytes(&bytes).unwrap_or_default().into()
-        }
+        let word = u64::from_be_bytes(bytes);
+        let command = (word >> 56) as u8;
+        let (flags, count, address) = match format_1 {
+            true => ((word >> 48) as u8, (word >> 32) as u16, word as u32),
+            false => ((word >> 24) as u8, word as u16, (word >> 32) as u32 & 0xff_ffff),
+        };
+        Ccw { command, flags: CcwFlags::from_bits_retain(flags), count, address }
     }
 
     /// The eight bytes of this CCW in format 1.

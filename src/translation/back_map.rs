@@ -27,9 +27,9 @@ impl Program {
             match stop.cause {
                 Cause::Program => scsw = with_count(scsw, stop.count),
                 Cause::Protection => scsw = protection_check(with_count(scsw, stop.count)),
-                // With less than the whole count left, the CCW was data-chained to, where its
-                // command means nothing, and its data failed.
-                Cause::Refused(verdict) if scsw.count() == stop.count => {
+                // With device status, the CCW was data-chained to, where its command means nothing,
+                // and its data failed.
+                Cause::Refused(verdict) if scsw.device_status().is_empty() => {
                     let irb = IrbHead { scsw: unit_check(scsw), ..irb };
                     return irb.with_sense(&verdict.sense());
                 }
@@ -58,7 +58,7 @@ impl Program {
     }
 
     /// Guest address behind the CCW whose shadow is the last of the first `used`.
-    fn guest_address(&self, used: u32) -> u32 {
+    pub(super) fn guest_address(&self, used: u32) -> u32 {
         // 8 past the last CCW of one segment is the first of the next: what counts is the CCW
         // before, since that is the one that was used.
         let Some(last) = used.checked_sub(1) else { return self.orb.cpa() };
@@ -95,8 +95,8 @@ mod tests {
     use crate::translation::program::{Segment, ShadowCcw, Stop, Target};
 
     fn program() -> Program {
-        let nop =
-            ShadowCcw { command: 3, flags: CcwFlags::empty(), count: 0, target: Target::Nothing };
+        let (command, flags, target) = (3, CcwFlags::empty(), Target::Nothing);
+        let nop = ShadowCcw { command, flags, count: 0, leader: command, target };
         Program {
             orb: Orb::new(0x1000),
             ccws: vec![nop; 5],
@@ -140,27 +140,26 @@ mod tests {
 
     #[test]
     fn stops_show_the_guests_count_and_cause() {
-        let check = |count| {
-            irb(Scsw::default().with_cpa(0x10010).with_status(
-                DeviceStatus::empty(),
-                SubchannelStatus::PROGRAM_CHECK | SubchannelStatus::PROGRAM_CONTROLLED,
-                count,
-            ))
+        let pci = SubchannelStatus::PROGRAM_CONTROLLED;
+        let check = |device, count| {
+            let status = SubchannelStatus::PROGRAM_CHECK | pci;
+            irb(Scsw::default().with_cpa(0x10010).with_status(device, status, count))
         };
+        let none = DeviceStatus::empty();
         let stopped =
             |cause| Program { stops: vec![Stop { index: 1, count: 77, cause }], ..program() };
         let program = stopped(Cause::Program);
-        assert_eq!(program.back_map(check(0)).scsw.count(), 77);
-        let seen = stopped(Cause::Protection).back_map(check(0)).scsw;
-        let protection = SubchannelStatus::PROTECTION_CHECK | SubchannelStatus::PROGRAM_CONTROLLED;
+        assert_eq!(program.back_map(check(none, 0)).scsw.count(), 77);
+        let seen = stopped(Cause::Protection).back_map(check(none, 0)).scsw;
+        let protection = SubchannelStatus::PROTECTION_CHECK | pci;
         assert_eq!((seen.subchannel_status(), seen.count()), (protection, 77));
         let program = stopped(Cause::Refused(Verdict::Reject));
-        let seen = program.back_map(check(77));
+        let seen = program.back_map(check(none, 77));
         assert!(seen.scsw.device_status().contains(DeviceStatus::UNIT_CHECK));
-        assert_eq!(seen.scsw.subchannel_status(), SubchannelStatus::PROGRAM_CONTROLLED);
+        assert_eq!(seen.scsw.subchannel_status(), pci);
         assert_eq!(seen.sense()[..2], [0x80, 0]);
         assert!(program.is_refusal(&seen));
-        let data_failed = program.back_map(check(70));
+        let data_failed = program.back_map(check(DeviceStatus::CHANNEL_END, 70));
         assert!(!program.is_refusal(&data_failed), "data-chained to, and its data failed");
         assert_eq!(data_failed.scsw.count(), 70);
     }

@@ -42,7 +42,7 @@ impl Program {
         while end - from > CHAIN && self.breaks.len() < BREAKS {
             // The TIC is the last of its 256, at most.
             let places = (from + 1..from + CHAIN).rev();
-            let unseen = |place: &u32| self.has_room(*place, start);
+            let unseen = |place: &u32| self.has_room(*place);
             let outside = |place: &u32| self.loops[(*place - start) as usize] >= *place;
             let place = places.clone().filter(unseen).find(outside);
             let Some(place) = place.or_else(|| places.clone().find(unseen)) else { return };
@@ -74,24 +74,19 @@ impl Program {
     }
 
     /// Whether a break before the CCW `place` would not be noticed.
-    fn has_room(&self, place: u32, start: u32) -> bool {
+    fn has_room(&self, place: u32) -> bool {
         let ccw = &self.ccws[place as usize];
         let is_tic = matches!(ccw.target, Target::Transfer(_));
-        !is_tic && self.segment_of(place).is_some() && !self.skips(place - 1, start)
+        !is_tic && self.segment_of(place).is_some() && !self.skips(place - 1)
     }
 
     /// Whether the CCW at `index` may end with status modifier.
-    fn skips(&self, index: u32, start: u32) -> bool {
-        let chain = |ccw: &ShadowCcw| ccw.flags & (CcwFlags::CHAIN_COMMAND | CcwFlags::CHAIN_DATA);
-        let place = &self.ccws[index as usize];
-        if chain(place) != CcwFlags::CHAIN_COMMAND {
-            return false;
-        }
-        // The command is that of the CCW which the data chain began with, or its own if a TIC leads
-        // to it.
-        let chain_data = |at: &u32| self.ccws[*at as usize].flags.contains(CcwFlags::CHAIN_DATA);
-        let begun = (start..index).rev().take_while(chain_data).last().unwrap_or(index);
-        command::is_search(place.command) || command::is_search(self.ccws[begun as usize].command)
+    fn skips(&self, index: u32) -> bool {
+        let ccw = &self.ccws[index as usize];
+        let chain = ccw.flags & (CcwFlags::CHAIN_COMMAND | CcwFlags::CHAIN_DATA);
+        // Also by its own command, if a TIC leads to it.
+        let search = command::is_search(ccw.leader) || command::is_search(ccw.command);
+        chain == CcwFlags::CHAIN_COMMAND && search
     }
 
     fn segment_of(&self, index: u32) -> Option<usize> {
@@ -119,19 +114,13 @@ impl Program {
         self.stops.iter_mut().for_each(|stop| stop.index = moved(stop.index));
         self.disguised.iter_mut().for_each(|disguised| disguised.index = moved(disguised.index));
         let mut behind = self.ccws.len();
-        let tic = |target| ShadowCcw {
-            command: command::TIC,
-            flags: CcwFlags::empty(),
-            count: 0,
-            target: Target::Ccw(target),
-        };
-        self.ccws.resize(behind + breaks.len(), tic(0));
+        self.ccws.resize(behind + breaks.len(), ShadowCcw::stop(CcwFlags::empty()));
         // From the last to the first, each piece goes up by the breaks before it.
         for (earlier, place) in breaks.iter().enumerate().rev() {
             let place = *place as usize;
             let to = place + earlier + 1;
             self.ccws.copy_within(place..behind, to);
-            self.ccws[to - 1] = tic(to as u32);
+            self.ccws[to - 1] = ShadowCcw::transfer(Target::Ccw(to as u32));
             behind = place;
         }
     }
@@ -150,6 +139,7 @@ mod tests {
                 command: *code,
                 flags: CcwFlags::CHAIN_COMMAND,
                 count: 0,
+                leader: *code,
                 target: Target::Nothing,
             };
             if let Some((_, back)) = loops.iter().find(|(at, _)| *at == index) {

@@ -4,13 +4,16 @@
 //! place; so chains that the guest keeps in pieces are one for the device. What cannot be left out
 //! stays a TIC: loops, jumps to where others lead too, and what a SEARCH may skip.
 
-use vfio_ccw_pinning::{GuestMap, Hold};
+use vfio_ccw_pinning::{GuestMap, Hold, Region};
 
 use crate::architecture::{Ccw, CcwFlags, CommandClass, IdawFormat, Orb, OrbFlags, command};
 
 use super::data_area::Movement;
 use super::extent::defines_extent;
-use super::program::{Cause, Disguised, Elided, Program, Segment, ShadowCcw, Target, Transfer};
+use super::plain::Run;
+use super::program::{
+    Cause, Disguised, Elided, Program, Segment, ShadowCcw, Stop, Target, Transfer,
+};
 use super::{Access, Rules, Verdict};
 
 impl Program {
@@ -18,12 +21,23 @@ impl Program {
     /// which must be free. `orb` has passed [`Orb::check`].
     pub fn fetch(&mut self, orb: &Orb, map: &GuestMap, rules: &Rules, hold: &mut Hold) {
         self.bounded = false;
-        self.refetch(orb, map, rules, hold);
+        self.read_all(orb, true, map, rules, hold);
     }
 
     /// The same for a suspended program that is resumed: `orb` designates the CCW that suspended it.
     /// An extent that was defined before is still in force.
     pub fn refetch(&mut self, orb: &Orb, map: &GuestMap, rules: &Rules, hold: &mut Hold) {
+        self.read_all(orb, false, map, rules, hold);
+    }
+
+    fn read_all(
+        &mut self,
+        orb: &Orb,
+        starts: bool,
+        map: &GuestMap,
+        rules: &Rules,
+        hold: &mut Hold,
+    ) {
         self.orb = *orb;
         self.ccws.clear();
         self.idaws.clear();
@@ -42,6 +56,9 @@ impl Program {
             map,
             rules,
             hold,
+            starts,
+            is_plain: rules.policy.is_empty() && (rules.keys.is_none() || orb.key() == 0),
+            region: map.regions()[0],
             key: if rules.keys.is_some() { orb.key() } else { 0 },
             format_1: orb.is_format_1(),
             idaw_format: orb.idaw_format(),
@@ -73,17 +90,23 @@ pub(super) struct Fetch<'a> {
     pub(super) map: &'a GuestMap,
     pub(super) rules: &'a Rules,
     pub(super) hold: &'a mut Hold,
+    /// The program is started, not resumed: its first CCW may not be a TIC.
+    starts: bool,
+    /// No keys are checked and no policy judges.
+    pub(super) is_plain: bool,
+    /// The region that was last used.
+    pub(super) region: Region,
     /// Subchannel key; 0 also where keys are not checked.
     pub(super) key: u8,
-    format_1: bool,
+    pub(super) format_1: bool,
     pub(super) idaw_format: IdawFormat,
     midaws: bool,
     /// Command of the CCW that the data chaining under way began with; the later ones' is ignored.
-    leader: Option<u8>,
+    pub(super) leader: Option<u8>,
     /// CCWs of the guest that have their shadow.
-    taken: usize,
+    pub(super) taken: usize,
     /// Guest address below which nothing was read before, from the current one on.
-    horizon: u64,
+    pub(super) horizon: u64,
     /// There is a SEARCH, so CCWs can be reached in other ways than one after the other.
     searches: bool,
     /// The next CCW is reached by data chaining, and as a command by a skip.
@@ -140,6 +163,26 @@ impl Fetch<'_> {
                 program.push_stop(CcwFlags::empty(), 0, Cause::Program);
                 return Ok(());
             }
+            if let Found::Ccw(ccw) = found
+                && self.is_plain
+                && self.leader.is_none()
+                && !skippable
+            {
+                match self.plain_run(program, ccw, &mut at) {
+                    Run::Ccw(ccw) => found = Found::Ccw(ccw),
+                    Run::Place => {
+                        let Some(place) = self.arrive(program, &mut at, &mut skippable) else {
+                            return Ok(());
+                        };
+                        found = place;
+                        continue;
+                    }
+                    Run::End => {
+                        program.ccws.push(ShadowCcw::stop(CcwFlags::empty()));
+                        return Ok(());
+                    }
+                }
+            }
             let flow = match found {
                 Found::Ccw(ccw) if ccw.is_tic(self.format_1) => {
                     self.transfer(program, &ccw, at as u32, skippable)
@@ -174,13 +217,33 @@ impl Fetch<'_> {
             self.searches |= skips;
             skippable = skips;
             at += 8;
-            found = match self.find(program, at) {
-                Ok(found) => found,
-                Err(cause) => {
-                    program.push_stop(CcwFlags::empty(), 0, cause);
-                    return Ok(());
-                }
+            let Some(place) = self.arrive(program, &mut at, &mut skippable) else {
+                return Ok(());
             };
+            found = place;
+        }
+    }
+
+    /// What stands at guest address `at`, where a CCW is to follow, or behind it, if only that can be
+    /// read and is where a skip leads. `None`: the chain has a stop there.
+    #[inline]
+    fn arrive(
+        &mut self,
+        program: &mut Program,
+        at: &mut u64,
+        skippable: &mut bool,
+    ) -> Option<Found> {
+        loop {
+            match self.find(program, *at) {
+                Ok(found) => return Some(found),
+                Err(cause) => program.push_stop(CcwFlags::empty(), 0, cause),
+            }
+            *at += 8;
+            if !std::mem::take(skippable) || !self.open_segment(program, *at as u32) {
+                return None;
+            }
+            self.leader = None;
+            self.contested = false;
         }
     }
 
@@ -223,7 +286,7 @@ impl Fetch<'_> {
     /// Reads the CCW at guest address `at`.
     #[inline]
     fn read(&self, at: u64) -> Result<Ccw, Cause> {
-        if !at.is_multiple_of(8) || at >= self.address_limit() {
+        if at >= self.address_limit() {
             return Err(Cause::Program);
         }
         let bytes = self.map.load_doubleword(at).ok_or(Cause::Program)?;
@@ -262,7 +325,8 @@ impl Fetch<'_> {
     fn transfer(&mut self, program: &mut Program, tic: &Ccw, at: u32, skippable: bool) -> Flow {
         let target = u64::from(tic.address);
         let odd = self.format_1 && (!tic.flags.is_empty() || tic.count != 0);
-        if odd || !target.is_multiple_of(8) || target >= self.address_limit() {
+        let first = program.ccws.is_empty() && self.starts;
+        if first || odd || !target.is_multiple_of(8) || target >= self.address_limit() {
             self.push_stop(program, CcwFlags::empty(), tic.count, Cause::Program);
             return Flow::End;
         }
@@ -273,17 +337,13 @@ impl Fetch<'_> {
         if skippable || reached_by_tic || known {
             return self.keep_transfer(program, tic.address, tic.count);
         }
+        let room = program.segments.len() < self.rules.limits.segments;
         let next = match self.read(target) {
-            Ok(next) => next,
-            Err(cause) => {
-                self.push_stop(program, CcwFlags::empty(), tic.count, cause);
-                return Flow::End;
-            }
+            Ok(next) if room => next,
+            // Settled at the end.
+            _ => return self.keep_transfer(program, tic.address, tic.count),
         };
-        if !self.open_segment(program, tic.address) {
-            self.push_stop(program, CcwFlags::empty(), tic.count, Cause::Program);
-            return Flow::End;
-        }
+        self.open_segment(program, tic.address);
         program.elided.push(Elided { at, address: tic.address, count: tic.count });
         if next.is_tic(self.format_1) {
             // A TIC may not lead to a TIC; other ways to this one are its own affair.
@@ -300,8 +360,7 @@ impl Fetch<'_> {
         let index = program.ccws.len() as u32;
         let target = Target::Transfer(program.transfers.len() as u32);
         program.transfers.push(Transfer { index, address, leader: self.leader, count });
-        let flags = CcwFlags::empty();
-        self.push(program, ShadowCcw { command: command::TIC, flags, count: 0, target });
+        self.push(program, ShadowCcw::transfer(target));
         Flow::End
     }
 
@@ -318,10 +377,10 @@ impl Fetch<'_> {
             return Flow::End;
         }
         if let Some(stop) = stop {
-            program.stops.push(super::program::Stop { index: program.ccws.len() as u32, ..stop });
+            program.stops.push(Stop { index: program.ccws.len() as u32, ..stop });
         }
         self.push(program, shadow);
-        if shadow.flags.contains(CcwFlags::MODIFIED_INDIRECT) {
+        if shadow.is_stop() {
             return Flow::End;
         }
         self.flow(shadow.command, shadow.flags)
@@ -336,6 +395,7 @@ impl Fetch<'_> {
             command: ccw.command,
             flags: ccw.flags - indirect,
             count: ccw.count,
+            leader: self.leader.unwrap_or(ccw.command),
             target: Target::Nothing,
         };
         let list = program.idaws.len();
@@ -391,7 +451,9 @@ impl Fetch<'_> {
     /// the program unless the CCW is data-chained to; then its command means nothing.
     fn judge(&mut self, program: &mut Program, ccw: &Ccw, list: usize) -> u8 {
         let Rules { class, policy, .. } = self.rules;
-        if !CommandClass::of(ccw.command).is_command() {
+        // What the channel refuses or suspends at never reaches the device.
+        let empty = ccw.count == 0 && ccw.flags.contains(CcwFlags::CHAIN_DATA);
+        if !ccw.class().is_command() || empty || ccw.flags.contains(CcwFlags::SUSPEND) {
             return ccw.command;
         }
         let first = program.ccws.is_empty();
@@ -409,7 +471,7 @@ impl Fetch<'_> {
         }
         let index = program.ccws.len() as u32;
         let cause = Cause::Refused(verdict);
-        program.stops.push(super::program::Stop { index, count: ccw.count, cause });
+        program.stops.push(Stop { index, count: ccw.count, cause });
         0
     }
 
@@ -428,54 +490,57 @@ impl Fetch<'_> {
         }
     }
 
-    /// Whether the data of a CCW goes, and was checked to be allowed to go, the way that it would if
-    /// it were reached with this `leader`.
+    /// Whether a CCW was read in a way that also holds if it is reached with this `leader`: its data,
+    /// and that of what is data-chained to it, goes the same way and was checked to be allowed to, and
+    /// what a skip leads to was looked for.
     fn fits(&self, shadow: &ShadowCcw, leader: Option<u8>) -> bool {
-        let (stores, backward) = match shadow.target {
-            Target::Fetch(_) => (false, false),
-            Target::Store(_) => (true, false),
-            Target::StoreBackward(_) => (true, true),
-            _ => return true,
-        };
-        let class = CommandClass::of(leader.unwrap_or(shadow.command));
+        if shadow.is_stop() || shadow.command == command::TIC {
+            return true;
+        }
+        let (new, known) = (leader.unwrap_or(shadow.command), shadow.leader);
+        let (class, known_class) = (CommandClass::of(new), CommandClass::of(known));
+        let backward = CommandClass::ReadBackward;
         // What is no command, or was refused, stops the channel before any data moves.
         !class.is_command()
-            || backward == (class == CommandClass::ReadBackward)
-                && (self.key == 0 || stores == class.stores())
+            || (class == backward) == (known_class == backward)
+                && (self.key == 0 || class.stores() == known_class.stores())
+                && (!command::is_search(new)
+                    || command::is_search(known)
+                    || command::is_search(shadow.command))
     }
 
     /// Resolves the TICs, and decides on the frames that are only touched on other ways than the one
     /// each CCW was read on.
     fn settle(&mut self, program: &mut Program) {
+        let mut chained_transfer = false;
         for index in 0..program.transfers.len() {
             let Transfer { index, address, leader, count } = program.transfers[index];
             let place = index as usize;
             let target = program.index_of(address);
             let fitting =
                 target.filter(|target| self.fits(&program.ccws[*target as usize], leader));
-            let cause = match fitting {
-                Some(target) => {
-                    program.ccws[place].target = Target::Ccw(target);
-                    program.reveal(target);
-                    Cause::Program
-                }
-                None => {
-                    program.ccws[place] = ShadowCcw::stop(CcwFlags::empty());
-                    if target.is_none() && self.is_fetch_protected(address.into()) {
-                        Cause::Protection
-                    } else {
-                        Cause::Program
-                    }
-                }
-            };
-            // Also where the TIC stays: if it is where another leads, its count is shown.
-            program.stops.push(super::program::Stop { index, count, cause });
+            let landing = fitting.unwrap_or_else(|| {
+                // A stop that seems to stand where the TIC does: a check because nothing can be at a
+                // TIC's target is shown at the TIC.
+                let protected = target.is_none() && self.is_fetch_protected(address.into());
+                let cause = if protected { Cause::Protection } else { Cause::Program };
+                let (first, behind) = (program.ccws.len() as u32, program.guest_address(index + 1));
+                program.segments.push(Segment { start: behind.wrapping_sub(8), first, len: 0 });
+                program.push_stop(CcwFlags::empty(), count, cause);
+                first
+            });
+            program.ccws[place].target = Target::Ccw(landing);
+            program.reveal(landing);
+            chained_transfer |= leader.is_some();
+            // Where another TIC leads to this one, its own count is shown.
+            program.stops.push(Stop { index, count, cause: Cause::Program });
         }
         if !program.transfers.is_empty() || self.searches {
             program.doubtful.iter().for_each(|frame| self.hold.want(*frame));
         }
         for Disguised { index, leader } in &program.disguised {
-            let Some(leader) = *leader else { continue };
+            // Data chaining over a TIC may bring another leader.
+            let Some(leader) = leader.filter(|_| !chained_transfer) else { continue };
             let ccw = &mut program.ccws[*index as usize];
             ccw.command = leader;
             if !CommandClass::of(leader).stores() {
@@ -652,7 +717,6 @@ mod tests {
         for tic in [
             Ccw::new(command::TIC, 0x304, 0),
             Ccw::new(command::TIC, 0x8000_0300, 0),
-            Ccw::new(command::TIC, 0x1_8000, 0),
             Ccw::new(command::TIC, 0x300, 1),
             Ccw::new(command::TIC, 0x300, 0).with(CC),
         ] {
@@ -661,6 +725,20 @@ mod tests {
             assert_eq!(program.segments.len(), 1, "{tic:?}");
             assert_eq!(program.ccws[1], stop(), "{tic:?}");
         }
+    }
+
+    #[test]
+    fn a_transfer_to_nowhere_leads_to_a_stop_in_its_own_place() {
+        let map = guest();
+        put(
+            &map,
+            0x100,
+            &[Ccw::new(command::NOP, 0, 0).with(CC), Ccw::new(command::TIC, 0x1_8000, 0)],
+        );
+        let (program, _) = fetch(&map, Orb::new(0x100));
+        assert_eq!(commands(&program), [command::NOP, command::TIC, 0, 0]);
+        assert_eq!(program.ccws[1].target, Target::Ccw(3));
+        assert_eq!(program.guest_address(4), 0x110, "8 past the TIC");
     }
 
     #[test]
@@ -707,7 +785,8 @@ mod tests {
             &[Ccw::new(command::NOP, 0, 0).with(CC), Ccw::new(command::TIC, 0x300, 0)],
         );
         let (ccws, _, segments) = fetch(&map, limits);
-        assert_eq!((ccws[1], segments), (stop(), 1), "no room for the target's segment");
+        assert_eq!((ccws[1].target, ccws[3]), (Target::Ccw(3), stop()));
+        assert_eq!(segments, 2, "no room for the target's segment, only for the stop");
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! | stage | file |
 //! |---|---|
 //! | follow the guest program and read each CCW once | `fetch.rs` |
-//! | turn data areas into IDALs | `data_area.rs`, `midaw_list.rs` |
+//! | turn data areas into IDALs | `data_area.rs`, `midaw_list.rs`; the usual ones `plain.rs` |
 //! | judge commands | `policy.rs`, `extent.rs` |
 //! | break chains that are too long for the kernel driver | `chain_breaks.rs` |
 //! | write the shadow program | `emit.rs` |
@@ -42,6 +42,7 @@ mod extent;
 mod fetch;
 mod keys;
 pub(crate) mod midaw_list;
+mod plain;
 mod policy;
 mod program;
 

@@ -1,6 +1,6 @@
 //! The snapshot of one channel program: what was read from the guest, once.
 
-use crate::architecture::{CcwFlags, Orb};
+use crate::architecture::{CcwFlags, Orb, command};
 
 use super::Verdict;
 
@@ -10,6 +10,9 @@ pub(super) struct ShadowCcw {
     pub(super) command: u8,
     pub(super) flags: CcwFlags,
     pub(super) count: u16,
+    /// The command that was taken to be executed here: that of the CCW which the data chain began
+    /// with, or its own.
+    pub(super) leader: u8,
     pub(super) target: Target,
 }
 
@@ -39,8 +42,20 @@ impl ShadowCcw {
             command: 0,
             flags: CcwFlags::MODIFIED_INDIRECT | flags & CcwFlags::PROGRAM_CONTROLLED,
             count: 0,
+            leader: 0,
             target: Target::Nothing,
         }
+    }
+
+    /// A TIC.
+    pub(super) fn transfer(target: Target) -> Self {
+        let (command, flags) = (command::TIC, CcwFlags::empty());
+        ShadowCcw { command, flags, count: 0, leader: command, target }
+    }
+
+    /// Whether it is one at which the channel stops.
+    pub(super) fn is_stop(&self) -> bool {
+        self.flags.contains(CcwFlags::MODIFIED_INDIRECT)
     }
 }
 
@@ -51,7 +66,8 @@ pub(super) struct Segment {
     pub(super) start: u32,
     /// Index of its shadow in [`Program::ccws`].
     pub(super) first: u32,
-    /// CCWs that were read; a stop CCW behind them is not counted.
+    /// CCWs that were read; a stop CCW behind them is not counted. None: where nothing can be read,
+    /// there is a stop.
     pub(super) len: u32,
 }
 
@@ -175,6 +191,13 @@ impl Program {
     /// Index of the shadow of the CCW at guest address `address`.
     pub(super) fn index_of(&self, address: u32) -> Option<u32> {
         self.segments.iter().find_map(|segment| segment.index_of(address))
+    }
+
+    /// CCWs were appended to the last segment, and nothing else.
+    pub(super) fn measure_segment(&mut self) {
+        if let Some(segment) = self.segments.last_mut() {
+            segment.len = self.ccws.len() as u32 - segment.first;
+        }
     }
 
     /// A TIC leads to the CCW at `index`, so its own command may mean something.

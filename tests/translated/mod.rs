@@ -14,7 +14,7 @@ use vfio_ccw::architecture::{
     Ccw, CommandClass, DeviceStatus, IrbHead, Orb, OrbFlags, Scsw, ScswFlags,
 };
 use vfio_ccw::channel_subsystem::{
-    Data, Device, DmaSpace, Ending, Entry, Run, Sense, Window, execute,
+    Data, Device, DmaSpace, Ending, Entry, Extent, Run, Sense, Window, execute,
 };
 use vfio_ccw::translation::{Program, Rules};
 use vfio_ccw::{GUEST_IOVA, SHADOW_IOVA};
@@ -172,7 +172,11 @@ impl Rig {
         let guest = self.last;
         let translated = guest.flags().contains(OrbFlags::PREFETCH);
         let orb = if translated {
-            self.program.fetch(&guest, &self.map, &self.rules, &mut self.hold);
+            let Rig { program, map, rules, hold, .. } = &mut *self;
+            match entry {
+                Entry::Start => program.fetch(&guest, map, rules, hold),
+                Entry::Resume => program.refetch(&guest, map, rules, hold),
+            }
             self.program.emit(self.shadow, SHADOW_IOVA as u32).expect("room for the shadow")
         } else {
             guest
@@ -247,7 +251,7 @@ impl Answer {
 
 /// Bytes after which a device has had enough that takes as many as there is room for: a data chain
 /// may be a loop.
-pub const PLENTY: usize = 100_000;
+pub const PLENTY: usize = 70_000;
 
 /// A command that the device was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -299,6 +303,28 @@ impl Scripted {
         *self = Scripted { buffer: std::mem::take(&mut self.buffer), ..Scripted::new(script) };
     }
 
+    /// Moves what has its place in `range`, from byte `moved` of the command on.
+    fn fill_or_take(
+        &mut self,
+        class: CommandClass,
+        number: usize,
+        moved: usize,
+        range: &HostRange,
+        taken: &mut Vec<u8>,
+    ) {
+        self.buffer.clear();
+        self.buffer.extend((moved..moved + range.len()).map(|at| pattern(number, at)));
+        if class == CommandClass::ReadBackward {
+            self.buffer.reverse();
+        }
+        if class.stores() {
+            range.write(0, &self.buffer);
+        } else {
+            range.read(0, &mut self.buffer);
+            taken.extend_from_slice(&self.buffer);
+        }
+    }
+
     /// Command codes of the log.
     pub fn codes(&self) -> Vec<u8> {
         self.log.iter().map(|executed| executed.code).collect()
@@ -325,24 +351,28 @@ impl Device for Scripted {
         let number = self.since_start;
         self.since_start += 1;
         let answer = (self.script)(code, number);
-        let stores = CommandClass::of(code).stores();
         let (mut moved, mut taken) = (0, Vec::new());
-        while answer.goes_on(moved, data.is_at_end()) {
-            // Of as many as there is room for, one at a time: never one too many.
-            let piece = answer.bytes.map_or(1, |bytes| bytes - moved);
-            self.buffer.clear();
-            let done = if stores {
-                self.buffer.extend((moved..moved + piece).map(|at| pattern(number, at)));
-                data.store(&self.buffer)
-            } else {
-                self.buffer.resize(piece, 0);
-                let done = data.fetch(&mut self.buffer);
-                taken.extend_from_slice(&self.buffer[..done]);
-                done
-            };
-            moved += done;
-            if done < piece {
-                break;
+        match answer.bytes {
+            _ if answer.immediate => {}
+            Some(bytes) if CommandClass::of(code).stores() => {
+                self.buffer.clear();
+                self.buffer.extend((0..bytes).map(|at| pattern(number, at)));
+                moved = data.store(&self.buffer);
+            }
+            Some(bytes) => {
+                taken.resize(bytes, 0);
+                moved = data.fetch(&mut taken);
+                taken.truncate(moved);
+            }
+            None => {
+                while answer.goes_on(moved, data.is_at_end())
+                    && let Some(extent) = data.next(PLENTY - moved)
+                {
+                    if let Extent::Memory(range) = &extent {
+                        self.fill_or_take(CommandClass::of(code), number, moved, range, &mut taken);
+                    }
+                    moved += extent.len();
+                }
             }
         }
         self.log.push(Executed { code, moved, taken });

@@ -3,6 +3,7 @@
 pub mod pinning;
 pub mod rings;
 pub mod service;
+pub mod translation;
 
 use crate::ratio::{Field, Target};
 
@@ -49,6 +50,20 @@ pub const FIELDS: &[Field] = &[
         target: Target::Le(1.5),
         rounds: 51,
         round: pinning::hit_two_threads,
+    },
+    Field {
+        name: "translate_vs_pread",
+        measures: "fetch, emit, hold and release of a program of 10 CCWs with 16 cached pages / one 124-byte pread on a memfd",
+        target: Target::Le(0.5),
+        rounds: 51,
+        round: translation::vs_pread,
+    },
+    Field {
+        name: "translate_linear",
+        measures: "the same, cost per CCW in a program of 16 x 256 CCWs / in one of 10",
+        target: Target::Le(1.2),
+        rounds: 51,
+        round: translation::linear,
     },
     Field {
         name: "null_iops_vs_sync",
