@@ -59,7 +59,7 @@ pub mod command {
 
     /// Whether a command is one of the SEARCH family (equal, high, equal-or-high of home address, ID
     /// or key): the only ones that end with status modifier, so that the next CCW is skipped.
-    pub fn is_search(command: u8) -> bool {
+    pub const fn is_search(command: u8) -> bool {
         command & 0x60 != 0 && matches!(command & 0x1f, 0x09 | 0x0d | 0x11 | 0x15 | 0x19)
     }
 }
@@ -175,13 +175,23 @@ impl Ccw {
     }
 
     /// The eight bytes of this CCW in format 1.
+    #[inline]
     pub fn to_format_1(self) -> [u8; 8] {
-        zerocopy::transmute!(Ccw1::from(self))
+        let word = u64::from(self.command) << 56
+            | u64::from(self.flags.bits()) << 48
+            | u64::from(self.count) << 32
+            | u64::from(self.address);
+        word.to_be_bytes()
     }
 
     /// The eight bytes of this CCW in format 0; the address is cut to 24 bits.
+    #[inline]
     pub fn to_format_0(self) -> [u8; 8] {
-        zerocopy::transmute!(Ccw0::from(self))
+        let word = u64::from(self.command) << 56
+            | u64::from(self.address & 0xff_ffff) << 32
+            | u64::from(self.flags.bits()) << 24
+            | u64::from(self.count);
+        word.to_be_bytes()
     }
 
     /// Class of the command code.

@@ -17,8 +17,8 @@ impl Program {
         let mut words = std::mem::take(&mut self.words);
         words.clear();
         words.extend(self.ccws.iter().map(|ccw| self.word(ccw, idals)));
-        words.extend_from_slice(&self.idaws);
         let written = host.write(0, words.as_flattened())
+            && host.write(words.len() * 8, self.idaws.as_flattened())
             && (self.parameters.is_empty() || host.write(self.parameters_at(), &self.parameters));
         self.words = words;
         written.then(|| self.shadow_orb())

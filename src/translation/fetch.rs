@@ -4,13 +4,13 @@
 //! place; so chains that the guest keeps in pieces are one for the device. What cannot be left out
 //! stays a TIC: loops, jumps to where others lead too, and what a SEARCH may skip.
 
-use vfio_ccw_pinning::{GuestMap, Hold, Region};
+use vfio_ccw_pinning::{GuestMap, Hold};
 
 use crate::architecture::{Ccw, CcwFlags, CommandClass, IdawFormat, Orb, OrbFlags, command};
 
 use super::data_area::Movement;
 use super::extent::defines_extent;
-use super::plain::Run;
+use super::plain::{Near, Run};
 use super::program::{
     Cause, Disguised, Elided, Program, Segment, ShadowCcw, Stop, Target, Transfer,
 };
@@ -57,8 +57,11 @@ impl Program {
             rules,
             hold,
             starts,
-            is_plain: rules.policy.is_empty() && (rules.keys.is_none() || orb.key() == 0),
-            region: map.regions()[0],
+            is_plain: orb.is_format_1()
+                && orb.idaw_format() == IdawFormat::Format2Blocks4K
+                && rules.policy.is_empty()
+                && (rules.keys.is_none() || orb.key() == 0),
+            near: Near::of(map, orb.cpa().into()),
             key: if rules.keys.is_some() { orb.key() } else { 0 },
             format_1: orb.is_format_1(),
             idaw_format: orb.idaw_format(),
@@ -92,10 +95,10 @@ pub(super) struct Fetch<'a> {
     pub(super) hold: &'a mut Hold,
     /// The program is started, not resumed: its first CCW may not be a TIC.
     starts: bool,
-    /// No keys are checked and no policy judges.
+    /// Format 1 with blocks of 4 KiB; no keys are checked and no policy judges.
     pub(super) is_plain: bool,
     /// The region that was last used.
-    pub(super) region: Region,
+    pub(super) near: Near,
     /// Subchannel key; 0 also where keys are not checked.
     pub(super) key: u8,
     pub(super) format_1: bool,
@@ -109,7 +112,8 @@ pub(super) struct Fetch<'a> {
     pub(super) horizon: u64,
     /// There is a SEARCH, so CCWs can be reached in other ways than one after the other.
     searches: bool,
-    /// The next CCW is reached by data chaining, and as a command by a skip.
+    /// The next CCW is reached by data chaining, and as a command by a skip, or is data-chained to one
+    /// that is.
     contested: bool,
 }
 
@@ -148,7 +152,7 @@ impl Fetch<'_> {
         leader: Option<u8>,
     ) -> Result<(), Cause> {
         let mut at = u64::from(start);
-        self.horizon = 0;
+        self.horizon = if program.segments.is_empty() { u64::MAX } else { 0 };
         let mut found = self.find(program, at)?;
         if !self.open_segment(program, start) {
             return Err(Cause::Program);
@@ -213,7 +217,7 @@ impl Fetch<'_> {
                     return Ok(());
                 }
             };
-            self.contested = skippable && self.leader.is_some();
+            self.contested = (skippable || self.contested) && self.leader.is_some();
             self.searches |= skips;
             skippable = skips;
             at += 8;
@@ -260,6 +264,10 @@ impl Fetch<'_> {
 
     /// Finds the next place at or behind `at` that was read before.
     fn look_ahead(&mut self, program: &Program, at: u64) {
+        if program.segments.len() < 2 && program.elided.is_empty() {
+            self.horizon = u64::MAX;
+            return;
+        }
         let (_, earlier) = program.segments.split_last().unwrap_or((&NO_SEGMENT, &[]));
         let segments = earlier.iter().filter(|known| known.end() > at && known.len > 0);
         let starts = segments.map(|known| u64::from(known.start).max(at));
@@ -401,8 +409,12 @@ impl Fetch<'_> {
         let list = program.idaws.len();
         program.data_bytes += u64::from(ccw.count);
         let alone = Movement::of(ccw.command, ccw.flags);
-        let two_ways =
-            alone.backward != movement.backward || self.key != 0 && alone.stores != movement.stores;
+        let searches = ccw.flags.contains(CcwFlags::CHAIN_DATA)
+            && command::is_search(ccw.command)
+            && !command::is_search(shadow.leader);
+        let two_ways = searches
+            || alone.backward != movement.backward
+            || self.key != 0 && alone.stores != movement.stores;
         let refused = self.is_refused(ccw) || self.contested && two_ways;
         let sound = !refused
             && program.data_bytes <= limits.bytes
@@ -506,7 +518,8 @@ impl Fetch<'_> {
                 && (self.key == 0 || class.stores() == known_class.stores())
                 && (!command::is_search(new)
                     || command::is_search(known)
-                    || command::is_search(shadow.command))
+                    || !shadow.flags.contains(CcwFlags::CHAIN_DATA)
+                        && command::is_search(shadow.command))
     }
 
     /// Resolves the TICs, and decides on the frames that are only touched on other ways than the one

@@ -1,12 +1,12 @@
-//! The CCWs that nearly all programs are made of, translated with the fewest instructions: one
-//! command without data chaining, data upward in one region, no keys, no policy.
+//! The CCWs that nearly all programs are made of, translated with the fewest instructions: format 1,
+//! blocks of 4 KiB, one command without data chaining, data upward in one region, no keys, no policy.
 //!
 //! Everything here is also done, case by case, by the general code in `fetch.rs` and `data_area.rs`;
 //! what is not plain is left to it before anything was read.
 
-use vfio_ccw_pinning::{FRAME_SHIFT, Region};
+use vfio_ccw_pinning::{FRAME, FRAME_SHIFT, GuestMap};
 
-use crate::architecture::{Ccw, CcwFlags, IdawFormat, command};
+use crate::architecture::{Ccw, CcwFlags, command};
 use crate::shadow::{GUEST_IOVA, UNMAPPED_IOVA};
 
 use super::fetch::Fetch;
@@ -18,6 +18,25 @@ const PLAIN: CcwFlags = CcwFlags::CHAIN_COMMAND
     .union(CcwFlags::PROGRAM_CONTROLLED)
     .union(CcwFlags::INDIRECT);
 
+/// Commands that can be plain: reads, writes and control commands; no search, sense, read backward,
+/// or CONTROL NO-OPERATION, whose area is not touched.
+const TRANSFERS: [bool; 256] = {
+    let mut transfers = [false; 256];
+    let mut code = 0;
+    while code < 256 {
+        let byte = code as u8;
+        transfers[code] = byte & 3 != 0 && byte != command::NOP && !command::is_search(byte);
+        code += 1;
+    }
+    transfers
+};
+
+/// The most words that the area of one CCW can need: 65,535 bytes in blocks of 4 KiB.
+const MOST_WORDS: usize = 17;
+
+/// Addresses of CCWs, IDALs and direct data lie below 2 GiB.
+const ADDRESS_LIMIT: u64 = 1 << 31;
+
 /// Where a run of plain CCWs has led.
 pub(super) enum Run {
     /// To the end of the chain.
@@ -28,31 +47,70 @@ pub(super) enum Run {
     Place,
 }
 
+/// The region that was used last, as far as frames go: mostly the next address is in it, too.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Near {
+    start: u64,
+    len: u64,
+    first_frame: u32,
+}
+
+impl Near {
+    /// The region that holds guest address `address`, or an empty one.
+    pub(super) fn of(map: &GuestMap, address: u64) -> Self {
+        match map.region(address) {
+            Some(region) => Near {
+                start: region.start(),
+                len: region.len(),
+                first_frame: region.frame(region.start()),
+            },
+            None => Near { start: 0, len: 0, first_frame: 0 },
+        }
+    }
+
+    /// Frame of a guest address in it.
+    #[inline(always)]
+    fn frame(&self, address: u64) -> Option<u32> {
+        let offset = address.wrapping_sub(self.start);
+        (offset < self.len).then(|| self.first_frame + (offset >> FRAME_SHIFT) as u32)
+    }
+
+    /// Whether an area that begins in it at `start` has its last byte in it, too.
+    #[inline(always)]
+    fn reaches(&self, start: u64, last: u64) -> bool {
+        debug_assert!(start >= self.start);
+        last - self.start < self.len
+    }
+}
+
 impl Fetch<'_> {
     /// Translates plain CCWs from `ccw` on, which was read at guest address `at`; that moves to where
     /// the run has led.
     pub(super) fn plain_run(&mut self, program: &mut Program, mut ccw: Ccw, at: &mut u64) -> Run {
         let Some(region) = self.map.region(*at) else { return Run::Ccw(ccw) };
-        let host = region.host();
-        let end = self.horizon.min(region.end()).min(self.address_limit());
-        let most = self.rules.limits.ccws;
+        let (host, start) = (region.host(), region.start());
+        let end = self.horizon.min(region.end()).min(ADDRESS_LIMIT);
+        let mut place = *at;
+        let mut room = self.rules.limits.ccws.saturating_sub(self.taken);
         let led_to = loop {
             if !self.plain(program, &ccw) {
                 break Run::Ccw(ccw);
             }
-            self.taken += 1;
-            *at += 8;
+            room -= 1;
+            place += 8;
             if !ccw.flags.contains(CcwFlags::CHAIN_COMMAND) {
                 break Run::End;
             }
-            if *at >= end || self.taken >= most {
+            if place >= end || room == 0 {
                 break Run::Place;
             }
-            match host.load_doubleword((*at - region.start()) as usize) {
-                Some(word) => ccw = Ccw::decode(word, self.format_1),
+            match host.load_doubleword((place - start) as usize) {
+                Some(word) => ccw = Ccw::decode(word, true),
                 None => break Run::Place,
             }
         };
+        *at = place;
+        self.taken = self.rules.limits.ccws - room;
         program.measure_segment();
         led_to
     }
@@ -60,55 +118,59 @@ impl Fetch<'_> {
     /// Translates `ccw` if it is plain; whether it was.
     #[inline(always)]
     fn plain(&mut self, program: &mut Program, ccw: &Ccw) -> bool {
-        // A read, a write or a control command that moves data; no search, sense or read backward.
-        let transfers = ccw.command & 3 != 0 && ccw.count != 0 && ccw.command != command::NOP;
-        let plain = transfers
+        let limits = &self.rules.limits;
+        let list = program.idaws.len();
+        let plain = TRANSFERS[usize::from(ccw.command)]
             && PLAIN.contains(ccw.flags)
-            && !command::is_search(ccw.command)
-            && program.data_bytes + u64::from(ccw.count) <= self.rules.limits.bytes
-            // Even if it takes as many words as a CCW can need.
-            && program.idaws.len() + 34 <= self.rules.limits.idaws;
-        if !plain {
-            return false;
+            && ccw.count != 0
+            && program.data_bytes + u64::from(ccw.count) <= limits.bytes
+            && list + MOST_WORDS <= limits.idaws;
+        let translated = plain
+            && match ccw.flags.contains(CcwFlags::INDIRECT) {
+                true => self.plain_list(program, ccw),
+                false => self.plain_area(program, ccw),
+            };
+        if translated {
+            program.data_bytes += u64::from(ccw.count);
+            let (list, stores) = (list as u32, ccw.command & 3 == 2);
+            program.ccws.push(ShadowCcw {
+                command: ccw.command,
+                flags: ccw.flags | CcwFlags::INDIRECT,
+                count: ccw.count,
+                leader: ccw.command,
+                target: if stores { Target::Store(list) } else { Target::Fetch(list) },
+            });
         }
-        let list = program.idaws.len() as u32;
-        let done = if ccw.flags.contains(CcwFlags::INDIRECT) {
-            self.plain_list(program, ccw)
-        } else {
-            self.plain_area(program, ccw)
-        };
-        if !done {
-            return false;
-        }
-        program.data_bytes += u64::from(ccw.count);
-        let stores = ccw.command & 3 == 2;
-        program.ccws.push(ShadowCcw {
-            command: ccw.command,
-            flags: ccw.flags | CcwFlags::INDIRECT,
-            count: ccw.count,
-            leader: ccw.command,
-            target: if stores { Target::Store(list) } else { Target::Fetch(list) },
-        });
-        true
+        translated
     }
 
     /// Cuts a direct area that lies in one region into blocks; `false` where it does not.
     #[inline(always)]
     fn plain_area(&mut self, program: &mut Program, ccw: &Ccw) -> bool {
         let start = u64::from(ccw.address);
-        let end = start + u64::from(ccw.count);
-        let Some(region) = self.region_of(start).filter(|region| end <= region.end()) else {
-            return false;
-        };
-        if end > self.address_limit() {
+        let last = start + u64::from(ccw.count) - 1;
+        let Some(frame) = self.frame_of(start) else { return false };
+        if !self.near.reaches(start, last) || last >= ADDRESS_LIMIT {
             return false;
         }
-        let (first, last) = (region.frame(start), region.frame(end - 1));
-        self.hold.want_run(first, last - first + 1);
-        program.idaws.push((start + GUEST_IOVA).to_be_bytes());
-        let shift = self.idaw_format.block().trailing_zeros();
-        let blocks = (start >> shift) + 1..((end - 1) >> shift) + 1;
-        program.idaws.extend(blocks.map(|block| ((block << shift) + GUEST_IOVA).to_be_bytes()));
+        let iova = |block: u64| ((block << FRAME_SHIFT) + GUEST_IOVA).to_be_bytes();
+        let (first, last) = (start >> FRAME_SHIFT, last >> FRAME_SHIFT);
+        let start = (start + GUEST_IOVA).to_be_bytes();
+        match last - first {
+            0 => {
+                self.hold.want(frame);
+                program.idaws.push(start);
+            }
+            1 => {
+                self.hold.want_run(frame, 2);
+                program.idaws.extend([start, iova(last)]);
+            }
+            more => {
+                self.hold.want_run(frame, more as u32 + 1);
+                program.idaws.push(start);
+                program.idaws.extend((first + 1..=last).map(iova));
+            }
+        }
         true
     }
 
@@ -116,57 +178,54 @@ impl Fetch<'_> {
     #[inline(always)]
     fn plain_list(&mut self, program: &mut Program, ccw: &Ccw) -> bool {
         let list = u64::from(ccw.address);
-        if self.idaw_format == IdawFormat::Format1
-            || !list.is_multiple_of(8)
-            || list >= self.address_limit()
-        {
+        if !list.is_multiple_of(8) || list >= ADDRESS_LIMIT {
             return false;
         }
-        let Some(region) = self.region_of(list) else { return false };
-        let shift = self.idaw_format.block().trailing_zeros();
-        let within = (1u64 << shift) - 1;
+        let Some(region) = self.map.region(list) else { return false };
+        let within = FRAME - 1;
         // The longest list that the count allows, so that no word is read twice.
-        let most = (u64::from(ccw.count) >> shift) + 2;
+        let most = (u64::from(ccw.count) >> FRAME_SHIFT) + 2;
         if list + most * 8 > region.end() {
             return false;
         }
-        let (host, offset) = (region.host(), (list - region.start()) as usize);
-        let mut words = 1;
-        let mut index = 0;
-        while index < words {
-            let word = host.load_doubleword(offset + index * 8).unwrap_or_default();
-            let address = u64::from_be_bytes(word);
-            let aligned = index == 0 || address & within == 0;
-            if index == 0 {
-                let bytes = (address & within) + u64::from(ccw.count);
-                words = ((bytes + within) >> shift) as usize;
+        let (host, mut offset) = (region.host(), (list - region.start()) as usize);
+        let mut address = load(&host, offset);
+        let mut words = ((address & within) + u64::from(ccw.count) + within) >> FRAME_SHIFT;
+        while let Some(frame) = self.frame_of(address) {
+            self.hold.want(frame);
+            program.idaws.push((address + GUEST_IOVA).to_be_bytes());
+            words -= 1;
+            if words == 0 {
+                return true;
             }
-            match self.region_of(address).filter(|_| aligned) {
-                Some(region) => {
-                    self.hold.want(region.frame(address));
-                    program.idaws.push((address + GUEST_IOVA).to_be_bytes());
-                }
-                None => {
-                    // Nothing behind it can be reached, but the list keeps its length.
-                    let rest = (index..words).map(|_| UNMAPPED_IOVA.to_be_bytes());
-                    program.idaws.extend(rest);
-                    return true;
-                }
+            offset += 8;
+            address = load(&host, offset);
+            if address & within != 0 {
+                break;
             }
-            index += 1;
         }
+        // Nothing behind it can be reached, but the list keeps its length.
+        program.idaws.extend((0..words).map(|_| UNMAPPED_IOVA.to_be_bytes()));
         true
     }
 
-    /// The region that holds guest address `address`: mostly the same as the last time.
+    /// The frame that holds guest address `address`.
     #[inline(always)]
-    fn region_of(&mut self, address: u64) -> Option<Region> {
-        if address.wrapping_sub(self.region.start()) < self.region.len() {
-            return Some(self.region);
-        }
-        self.region = *self.map.region(address)?;
-        Some(self.region)
+    fn frame_of(&mut self, address: u64) -> Option<u32> {
+        self.near.frame(address).or_else(|| self.far_frame(address))
+    }
+
+    #[cold]
+    fn far_frame(&mut self, address: u64) -> Option<u32> {
+        self.near = Near::of(self.map, address);
+        self.near.frame(address)
     }
 }
 
-const _: () = assert!(FRAME_SHIFT == 12, "no block is larger than a frame");
+/// An IDAW that was found to be in memory.
+#[inline(always)]
+fn load(host: &vfio_ccw_pinning::HostRange, offset: usize) -> u64 {
+    u64::from_be_bytes(host.load_doubleword(offset).unwrap_or_default())
+}
+
+const _: () = assert!(FRAME == 4096, "a block is a frame");

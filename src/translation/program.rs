@@ -167,7 +167,7 @@ pub struct Program {
     pub(super) data_bytes: u64,
     /// The first command defined an extent that the policy allows.
     pub(super) bounded: bool,
-    /// The eight-byte words of the shadow, gathered before they are copied out in one go.
+    /// The shadow's CCWs, gathered before they are copied out in one go.
     pub(super) words: Vec<[u8; 8]>,
     /// I/O virtual address of the shadow's first CCW, once emitted.
     pub(super) iova: u32,

@@ -53,7 +53,7 @@ pub const FIELDS: &[Field] = &[
     },
     Field {
         name: "translate_vs_pread",
-        measures: "fetch, emit, hold and release of a program of 10 CCWs with 16 cached pages / one 124-byte pread on a memfd",
+        measures: "translate a program of 10 CCWs (read, check, take 16 cached pages, write the shadow) / one 124-byte pread on a memfd",
         target: Target::Le(0.5),
         rounds: 51,
         round: translation::vs_pread,
