@@ -8,7 +8,7 @@ use vmm_sys_util::eventfd::EventFd;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::architecture::{Irb, IrbHead, OrbFlags, ScswFlags};
-use crate::channel_subsystem::{Device, DmaSpace, Entry, Run, execute};
+use crate::channel_subsystem::{Device, DmaSpace, Entry, Run, execute_judged};
 use crate::translation::Rules;
 
 use super::{Backend, Errno, IoRegion};
@@ -27,6 +27,8 @@ pub struct InProcess<D> {
     region: IoRegion,
     /// A program was started and has not ended.
     pending: bool,
+    /// The policy ended the last program, which came untranslated.
+    refused: bool,
     irq: Option<EventFd>,
 }
 
@@ -34,7 +36,7 @@ impl<D: Device> InProcess<D> {
     /// A device that sees `memory`.
     pub fn new(device: D, memory: Arc<DmaSpace>) -> Self {
         let region = IoRegion::default();
-        InProcess { device, memory, rules: None, region, pending: false, irq: None }
+        InProcess { device, memory, rules: None, region, pending: false, refused: false, irq: None }
     }
 
     /// The same device, with rules for programs that come untranslated, because their ORB has P = 0.
@@ -118,19 +120,24 @@ impl<D: Device> InProcess<D> {
                 signalled = signal;
             }
         };
-        let ended = execute(&run, device, &mut |head| {
+        let (ended, refused) = execute_judged(&run, device, &mut |head| {
             present(head);
             intermediate(head);
         })
         .await;
         present(ended);
-        self.pending = false;
+        (self.pending, self.refused) = (false, refused);
         signalled
     }
 
     /// Bytes read from and written to the medium since this was last asked.
     pub(super) fn moved(&mut self) -> (u64, u64) {
         self.device.take_moved()
+    }
+
+    /// Whether the policy ended the last program, which came untranslated.
+    pub(super) fn refused(&self) -> bool {
+        self.refused
     }
 
     /// Class of the device.
@@ -188,6 +195,10 @@ impl<D: Device> Backend for InProcess<D> {
     fn read(&mut self, region: &mut IoRegion) -> Result<(), Errno> {
         *region = self.region;
         Ok(())
+    }
+
+    fn was_refused(&self) -> bool {
+        self.refused()
     }
 
     fn take_moved(&mut self) -> (u64, u64) {

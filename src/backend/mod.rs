@@ -49,6 +49,9 @@ pub(crate) trait Backend {
     /// Reads the I/O region: the last IRB.
     fn read(&mut self, region: &mut IoRegion) -> Result<(), Errno>;
 
+    /// Whether the last program was one that nobody had translated, and the policy ended it.
+    fn was_refused(&self) -> bool;
+
     /// Bytes read from and written to the medium since this was last asked.
     fn take_moved(&mut self) -> (u64, u64);
 }

@@ -115,6 +115,10 @@ impl<D: Device> Backend for Signalled<D> {
         Ok(())
     }
 
+    fn was_refused(&self) -> bool {
+        self.link.device.borrow().as_ref().is_some_and(InProcess::refused)
+    }
+
     fn take_moved(&mut self) -> (u64, u64) {
         self.link.device.borrow_mut().as_mut().map_or((0, 0), InProcess::moved)
     }

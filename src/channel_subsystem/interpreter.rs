@@ -65,6 +65,15 @@ pub async fn execute<D: Device>(
     device: &mut D,
     intermediate: &mut dyn FnMut(IrbHead),
 ) -> IrbHead {
+    execute_judged(run, device, intermediate).await.0
+}
+
+/// [`execute`], and whether the policy of [`Run::rules`] ended the program.
+pub(crate) async fn execute_judged<D: Device>(
+    run: &Run<'_>,
+    device: &mut D,
+    intermediate: &mut dyn FnMut(IrbHead),
+) -> (IrbHead, bool) {
     let orb = &run.orb;
     let mut channel = Channel::new(run, intermediate);
     if run.entry == Entry::Start {
@@ -77,17 +86,18 @@ pub async fn execute<D: Device>(
         let ccw = match channel.fetch_command(command == 0 && run.entry == Entry::Start) {
             Found::Command(ccw) => ccw,
             Found::Check(check) => {
-                return ended(orb, channel.next, DeviceStatus::empty(), check.status, check.count);
+                let none = DeviceStatus::empty();
+                return (ended(orb, channel.next, none, check.status, check.count), false);
             }
             Found::Suspended(ccw) => {
                 let program_controlled = ccw.flags.contains(CcwFlags::PROGRAM_CONTROLLED);
-                return suspended(orb, channel.next, program_controlled, ccw.count);
+                return (suspended(orb, channel.next, program_controlled, ccw.count), false);
             }
         };
         if let Some(verdict) = channel.refuses(device.class(), &ccw) {
             let status = Ending::unit_check().status;
             let irb = ended(orb, channel.next, status, SubchannelStatus::empty(), ccw.count);
-            return irb.with_sense(&verdict.sense());
+            return (irb.with_sense(&verdict.sense()), true);
         }
         let mut data = Data::new(channel, ccw);
         let ending = device.command(ccw.command, &mut data).await;
@@ -102,12 +112,12 @@ pub async fn execute<D: Device>(
         }
         let irb = ended(orb, channel.next, ending.status, status, used.residual);
         if ending.status.contains(DeviceStatus::UNIT_CHECK) {
-            return irb.with_sense(device.take_sense().as_bytes());
+            return (irb.with_sense(device.take_sense().as_bytes()), false);
         }
-        return irb;
+        return (irb, false);
     }
     // 2^32 commands: no program that CCW_LIMIT lets run gets here.
-    ended(orb, orb.cpa(), DeviceStatus::empty(), SubchannelStatus::PROGRAM_CHECK, 0)
+    (ended(orb, orb.cpa(), DeviceStatus::empty(), SubchannelStatus::PROGRAM_CHECK, 0), false)
 }
 
 impl Channel<'_> {

@@ -22,5 +22,6 @@ pub use data::{Data, Extent};
 pub use device::{Device, Ending, Sense, SenseId};
 pub use dma::{DmaSpace, Window, WindowError};
 pub use fba::Fba;
+pub(crate) use interpreter::execute_judged;
 pub use interpreter::{Entry, Run, execute};
 pub use null::Null;

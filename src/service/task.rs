@@ -109,8 +109,13 @@ async fn serve<B: Backend>(seat: &Seat, backend: &mut B, request: Request) {
     context.metrics.counters().starts.add(1);
     let mut flight = context.flights.borrow_mut().pop().unwrap_or_default();
     let result = fly(seat, backend, &mut accepted, &mut flight, &mut stamps).await;
-    let policy = !seat.rules.policy.is_empty();
-    let refused = matches!(&result, Ok(irb) if policy && flight.program.is_refusal(irb));
+    let executed = !request.orb.flags().contains(OrbFlags::PREFETCH)
+        && context.plan.unfetched == Unfetched::Execute;
+    let refused = |irb| match executed {
+        true => backend.was_refused(),
+        false => flight.program.is_refusal(irb),
+    };
+    let refused = !seat.rules.policy.is_empty() && result.as_ref().is_ok_and(refused);
     land(context, &mut flight);
     context.flights.borrow_mut().push(flight);
     match result {

@@ -414,7 +414,7 @@ impl Fetch<'_> {
             && !command::is_search(shadow.leader);
         let two_ways = searches
             || alone.backward != movement.backward
-            || self.key != 0 && alone.stores != movement.stores;
+            || self.is_strict() && alone.stores != movement.stores;
         let refused = self.is_refused(ccw) || self.contested && two_ways;
         let sound = !refused
             && program.data_bytes <= limits.bytes
@@ -470,7 +470,9 @@ impl Fetch<'_> {
         }
         let first = program.ccws.is_empty();
         let defines = policy.sees_extents() && defines_extent(*class, ccw.command);
-        let extent = if defines { self.copy_parameters(program, ccw, list) } else { None };
+        // Where it is data-chained to, its command means nothing, and its data may be anything.
+        let leads = defines && self.leader.is_none();
+        let extent = if leads { self.copy_parameters(program, ccw, list) } else { None };
         let access = Access {
             extent,
             bounded: program.bounded,
@@ -502,6 +504,12 @@ impl Fetch<'_> {
         }
     }
 
+    /// Whether it matters that an area is stored into that was meant to be fetched from, or the other
+    /// way round: keys tell the two apart, and nothing may store into judged parameters.
+    fn is_strict(&self) -> bool {
+        self.key != 0 || self.rules.policy.sees_extents()
+    }
+
     /// Whether a CCW was read in a way that also holds if it is reached with this `leader`: its data,
     /// and that of what is data-chained to it, goes the same way and was checked to be allowed to, and
     /// what a skip leads to was looked for.
@@ -515,7 +523,7 @@ impl Fetch<'_> {
         // What is no command, or was refused, stops the channel before any data moves.
         !class.is_command()
             || (class == backward) == (known_class == backward)
-                && (self.key == 0 || class.stores() == known_class.stores())
+                && (!self.is_strict() || class.stores() == known_class.stores())
                 && (!command::is_search(new)
                     || command::is_search(known)
                     || !shadow.flags.contains(CcwFlags::CHAIN_DATA)
@@ -569,8 +577,9 @@ const NO_SEGMENT: Segment = Segment { start: 0, first: 0, len: 0 };
 mod tests {
     use super::*;
     use crate::shadow::{GUEST_IOVA, UNMAPPED_IOVA};
-    use crate::translation::Limits;
+    use crate::translation::{Limits, Policy};
     use std::sync::Arc;
+    use vfio_ccw_metrics::DeviceClass;
     use vm_memory::{GuestAddress, GuestMemoryMmap};
 
     fn guest() -> GuestMap {
@@ -752,6 +761,31 @@ mod tests {
         assert_eq!(commands(&program), [command::NOP, command::TIC, 0, 0]);
         assert_eq!(program.ccws[1].target, Target::Ccw(3));
         assert_eq!(program.guest_address(4), 0x110, "8 past the TIC");
+    }
+
+    #[test]
+    fn nothing_stores_into_judged_parameters() {
+        let map = guest();
+        let rules =
+            Rules { class: DeviceClass::Fba, policy: Policy::extents(0..8), ..Rules::default() };
+        let define = Ccw::new(command::DEFINE_EXTENT, 0x1000, 16).with(CC);
+        map.write(0x100c, &7u32.to_be_bytes());
+        let read = |ccws: &[Ccw]| {
+            put(&map, 0x100, ccws);
+            let (mut program, mut hold) = (Program::default(), Hold::default());
+            program.fetch(&Orb::new(0x100), &map, &rules, &mut hold);
+            program
+        };
+        let data = Ccw::new(command::FBA_READ, 0x2000, 8).with(CcwFlags::CHAIN_DATA);
+        let chained = read(&[data, define]);
+        assert_eq!(chained.parameters.len(), 0, "data-chained to");
+        let program = read(&[define, data, Ccw::new(command::TIC, 0x100, 0)]);
+        assert_eq!(
+            (program.parameters.len(), program.ccws[0].command),
+            (64, command::DEFINE_EXTENT)
+        );
+        let Target::Ccw(landing) = program.ccws[2].target else { panic!("{:?}", program.ccws[2]) };
+        assert!(program.ccws[landing as usize].is_stop(), "the read would fill the parameters");
     }
 
     #[test]
