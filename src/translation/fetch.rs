@@ -112,8 +112,7 @@ pub(super) struct Fetch<'a> {
     pub(super) horizon: u64,
     /// There is a SEARCH, so CCWs can be reached in other ways than one after the other.
     searches: bool,
-    /// The next CCW is reached by data chaining, and as a command by a skip, or is data-chained to one
-    /// that is.
+    /// The next CCW is reached by data chaining, and as a command by a skip.
     contested: bool,
 }
 
@@ -217,7 +216,7 @@ impl Fetch<'_> {
                     return Ok(());
                 }
             };
-            self.contested = (skippable || self.contested) && self.leader.is_some();
+            self.contested = skippable && self.leader.is_some();
             self.searches |= skips;
             skippable = skips;
             at += 8;
@@ -409,12 +408,11 @@ impl Fetch<'_> {
         let list = program.idaws.len();
         program.data_bytes += u64::from(ccw.count);
         let alone = Movement::of(ccw.command, ccw.flags);
-        let searches = ccw.flags.contains(CcwFlags::CHAIN_DATA)
-            && command::is_search(ccw.command)
-            && !command::is_search(shadow.leader);
-        let two_ways = searches
-            || alone.backward != movement.backward
-            || self.is_strict() && alone.stores != movement.stores;
+        // What is data-chained to it goes both ways, too: then the ways must be one.
+        let chains_data = ccw.flags.contains(CcwFlags::CHAIN_DATA);
+        let two_ways = alone.backward != movement.backward
+            || (self.is_strict() || chains_data) && alone.stores != movement.stores
+            || chains_data && command::is_search(ccw.command) != command::is_search(shadow.leader);
         let refused = self.is_refused(ccw) || self.contested && two_ways;
         let sound = !refused
             && program.data_bytes <= limits.bytes
@@ -552,7 +550,8 @@ impl Fetch<'_> {
             });
             program.ccws[place].target = Target::Ccw(landing);
             program.reveal(landing);
-            chained_transfer |= leader.is_some();
+            let leads = program.ccws[landing as usize].flags.contains(CcwFlags::CHAIN_DATA);
+            chained_transfer |= leader.is_some() || leads;
             // Where another TIC leads to this one, its own count is shown.
             program.stops.push(Stop { index, count, cause: Cause::Program });
         }
