@@ -146,7 +146,13 @@ mod tests {
                 ccw.target = Target::Transfer(program.transfers.len() as u32);
                 let address = 0x1000 + (index - back) as u32 * 8;
                 let index = index as u32;
-                program.transfers.push(Transfer { index, address, leader: None, count: 0 });
+                program.transfers.push(Transfer {
+                    index,
+                    address,
+                    leader: None,
+                    contested: false,
+                    count: 0,
+                });
             }
             program.ccws.push(ccw);
         }

@@ -366,7 +366,8 @@ impl Fetch<'_> {
     fn keep_transfer(&mut self, program: &mut Program, address: u32, count: u16) -> Flow {
         let index = program.ccws.len() as u32;
         let target = Target::Transfer(program.transfers.len() as u32);
-        program.transfers.push(Transfer { index, address, leader: self.leader, count });
+        let (leader, contested) = (self.leader, self.contested);
+        program.transfers.push(Transfer { index, address, leader, contested, count });
         self.push(program, ShadowCcw::transfer(target));
         Flow::End
     }
@@ -533,11 +534,13 @@ impl Fetch<'_> {
     fn settle(&mut self, program: &mut Program) {
         let mut chained_transfer = false;
         for index in 0..program.transfers.len() {
-            let Transfer { index, address, leader, count } = program.transfers[index];
+            let Transfer { index, address, leader, contested, count } = program.transfers[index];
             let place = index as usize;
             let target = program.index_of(address);
-            let fitting =
-                target.filter(|target| self.fits(&program.ccws[*target as usize], leader));
+            let fitting = target.filter(|target| {
+                let ccw = &program.ccws[*target as usize];
+                self.fits(ccw, leader) && (!contested || self.fits(ccw, None))
+            });
             let landing = fitting.unwrap_or_else(|| {
                 // A stop that seems to stand where the TIC does: a check because nothing can be at a
                 // TIC's target is shown at the TIC.

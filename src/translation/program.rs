@@ -93,6 +93,8 @@ pub(super) struct Transfer {
     pub(super) address: u32,
     /// Command that data chaining carries over it, if it follows a CCW with CD.
     pub(super) leader: Option<u8>,
+    /// A skip leads to it, too, and then it follows no CCW with CD.
+    pub(super) contested: bool,
     /// The TIC's own count, which a program check there shows.
     pub(super) count: u16,
 }
