@@ -187,7 +187,7 @@ impl Scsw {
         self
     }
 
-    /// This ending status together with intermediate status that was not fetched before.
+    /// This status together with intermediate status that was not fetched before.
     pub fn merged_with(mut self, earlier: Scsw) -> Self {
         let status = earlier.flags() & ScswFlags::INTERMEDIATE;
         self.subchannel_status |=

@@ -196,12 +196,13 @@ impl Shared {
         self.state.store(state::PENDING, Ordering::Release);
     }
 
-    /// The shard's side: status of a program that goes on, or is suspended, becomes pending. It
-    /// replaces one that was not taken. Whether the guest must be told.
+    /// The shard's side: status of a program that goes on, or is suspended, becomes pending, as one
+    /// with what was not taken yet. Whether the guest must be told.
     pub(super) fn present_intermediate(&self, irb: IrbHead) -> bool {
         let mut slot = self.intermediate.lock();
         let news = slot.is_none() || irb.scsw.flags().contains(ScswFlags::SUSPENDED);
-        *slot = Some(irb);
+        let scsw = slot.map_or(irb.scsw, |earlier| irb.scsw.merged_with(earlier.scsw));
+        *slot = Some(IrbHead { scsw, ..irb });
         // Release: pairs with the Acquire in `take_intermediate`; the lock orders the rest.
         self.has_intermediate.store(true, Ordering::Release);
         news

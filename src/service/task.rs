@@ -109,9 +109,7 @@ async fn serve<B: Backend>(seat: &Seat, backend: &mut B, request: Request) {
     context.metrics.counters().starts.add(1);
     let mut flight = context.flights.borrow_mut().pop().unwrap_or_default();
     let result = fly(seat, backend, &mut accepted, &mut flight, &mut stamps).await;
-    let executed = !request.orb.flags().contains(OrbFlags::PREFETCH)
-        && context.plan.unfetched == Unfetched::Execute;
-    let refused = |irb| match executed {
+    let refused = |irb| match is_executed_unfetched(context, &request.orb) {
         true => backend.was_refused(),
         false => flight.program.is_refusal(irb),
     };
@@ -131,6 +129,11 @@ async fn serve<B: Backend>(seat: &Seat, backend: &mut B, request: Request) {
     }
 }
 
+/// Whether the device itself fetches the program, since that may change itself.
+fn is_executed_unfetched(context: &Context, orb: &Orb) -> bool {
+    !orb.flags().contains(OrbFlags::PREFETCH) && context.plan.unfetched == Unfetched::Execute
+}
+
 /// Runs the program, over its suspensions, to its end.
 async fn fly<B: Backend>(
     seat: &Seat,
@@ -140,21 +143,19 @@ async fn fly<B: Backend>(
     stamps: &mut Stamps,
 ) -> Result<IrbHead, Refusal> {
     let mut orb = accepted.request.orb;
+    let executes = is_executed_unfetched(seat.context.as_ref(), &orb);
+    if !orb.flags().contains(OrbFlags::PREFETCH) {
+        seat.context.metrics.counters().unfetched.add(1);
+        if seat.context.plan.unfetched == Unfetched::Refuse {
+            return Err(Refusal::Unfetched);
+        }
+    }
     let mut entry = Entry::Start;
     loop {
-        let irb = if orb.flags().contains(OrbFlags::PREFETCH) {
-            leg(seat, backend, accepted, flight, stamps, orb, entry).await?
+        let irb = if executes {
+            unfetched_leg(seat, backend, accepted, stamps, orb, entry).await?
         } else {
-            seat.context.metrics.counters().unfetched.add(1);
-            match seat.context.plan.unfetched {
-                Unfetched::Execute => {
-                    unfetched_leg(seat, backend, accepted, stamps, orb, entry).await?
-                }
-                Unfetched::Prefetch => {
-                    leg(seat, backend, accepted, flight, stamps, orb, entry).await?
-                }
-                Unfetched::Refuse => return Err(Refusal::Unfetched),
-            }
+            leg(seat, backend, accepted, flight, stamps, orb, entry).await?
         };
         if !irb.scsw.flags().contains(ScswFlags::SUSPENDED) {
             return Ok(irb);

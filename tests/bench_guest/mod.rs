@@ -2,12 +2,17 @@
 
 pub mod fba;
 pub mod fenced;
+pub mod rewriting;
+pub mod wired;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use vfio_ccw::architecture::{Ccw, IrbHead, Orb};
-use vfio_ccw::{Completions, DeviceSpec, Service, ServiceBuilder, Subchannel};
+use vfio_ccw::{
+    Completion, Completions, DeviceSpec, Driver, DriverChoice, Policy, Service, ServiceBuilder,
+    ServiceError, Subchannel,
+};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 /// Nothing here takes this long: who waits longer waits for something that was lost.
@@ -37,9 +42,14 @@ impl Bench {
 
     /// Attaches a device with a completion ring of its own.
     pub fn attach(&self, spec: DeviceSpec) -> Device {
+        self.attach_with(spec, Policy::default())
+    }
+
+    /// The same for a device whose commands a policy judges.
+    pub fn attach_with(&self, spec: DeviceSpec, policy: Policy) -> Device {
         let (delivery, completions) = Completions::ring(64).expect("an eventfd");
-        let subchannel = self.service.attach(spec, delivery).expect("room for a device");
-        Device { subchannel, completions }
+        let subchannel = self.service.attach_with(spec, delivery, policy);
+        Device { subchannel: subchannel.expect("room for a device"), completions }
     }
 
     /// Writes bytes into guest memory.
@@ -62,6 +72,29 @@ impl Bench {
     }
 }
 
+/// Runs `test` on a fresh bench on each driver that works here.
+pub fn on_each_driver(bytes: usize, test: impl Fn(&Bench)) {
+    on_each_driver_of(Service::builder, bytes, test);
+}
+
+/// The same for the service that `builder` describes, with a registry of its own on each.
+pub fn on_each_driver_of(
+    builder: impl Fn() -> ServiceBuilder,
+    bytes: usize,
+    test: impl Fn(&Bench),
+) {
+    for driver in [Driver::IoUring, Driver::Epoll] {
+        let memory = memory(bytes);
+        match builder().driver(DriverChoice::Only(driver)).build(memory.clone()) {
+            Err(error @ ServiceError::IoUring(_)) => println!("SKIPPED: {error}"),
+            service => {
+                println!("on {driver}");
+                test(&Bench { memory, service: service.expect("the service starts") });
+            }
+        }
+    }
+}
+
 /// `bytes` of guest memory from address 0.
 pub fn memory(bytes: usize) -> Arc<GuestMemoryMmap> {
     let ranges = [(GuestAddress(0), bytes)];
@@ -78,6 +111,14 @@ pub struct Device {
 }
 
 impl Device {
+    /// Waits for one completion and takes it.
+    pub fn completion(&mut self) -> Completion {
+        assert!(self.completions.wait(Some(STALL)).expect("poll"), "nothing completes");
+        let mut taken = None;
+        self.completions.reap(1, |completion| taken = Some(completion));
+        taken.expect("there was one")
+    }
+
     /// Runs one program and returns its status.
     pub fn run(&mut self, orb: &Orb) -> IrbHead {
         self.subchannel.submit(orb, 0x5ca1_ab1e).expect("an empty ring takes a request");

@@ -20,7 +20,7 @@ const ACCESSES: usize = 1 << 18;
 const PAGES: usize = 16;
 
 /// Pins nothing: what is measured are hits.
-struct Nothing;
+pub(super) struct Nothing;
 
 impl Pinner for Nothing {
     fn name(&self) -> &'static str {

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::hint::black_box;
-use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -11,9 +10,10 @@ use std::time::{Duration, Instant};
 use vfio_ccw::SHADOW_IOVA;
 use vfio_ccw::architecture::{Ccw, CcwFlags, Orb, command};
 use vfio_ccw::translation::{Program, Rules};
-use vfio_ccw_pinning::{FRAME, GuestMap, Hold, HostRange, Mode, Pinner, Pool};
+use vfio_ccw_pinning::{FRAME, GuestMap, Hold, Mode, Pool};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
+use super::pinning::Nothing;
 use crate::ratio::{FieldError, Round, Sample};
 
 /// Guest memory: the first part for CCWs, the second for IDALs, the rest for data.
@@ -28,23 +28,6 @@ const SMALL: u64 = 10;
 const LARGE: u64 = 16 * 256;
 /// Bytes of an I/O region.
 const REGION: usize = 124;
-
-/// Pins nothing: what is measured are hits.
-struct Nothing;
-
-impl Pinner for Nothing {
-    fn name(&self) -> &'static str {
-        "nothing"
-    }
-
-    fn pin(&self, _address: u64, _frames: HostRange) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn unpin(&self, _address: u64, _frames: HostRange) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 /// Translation of 10 CCWs with 16 cached pages / one 124-byte pread on a memfd.
 pub fn vs_pread(round: &Round) -> Result<Sample, FieldError> {
