@@ -17,12 +17,15 @@ use std::time::Instant;
 
 use bench_guest::fba::{self, Image};
 use bench_guest::{Bench, STALL};
-use vfio_ccw::architecture::{Orb, command};
+use vfio_ccw::architecture::{Ccw, CcwFlags, Midaw, MidawFlags, Orb, OrbFlags, command};
+use vfio_ccw::translation::{Program, Rules};
 use vfio_ccw::{
-    Cc, Completions, Delivery, DeviceSpec, Driver, DriverChoice, Interrupts, Mode, Service,
+    Cc, Completions, Delivery, DeviceSpec, Driver, DriverChoice, Interrupts, Mode, Policy, Service,
     ServiceError, Subchannel, Trigger,
 };
-use vfio_ccw_pinning::{FRAME, Hold};
+use vfio_ccw_metrics::DeviceClass;
+use vfio_ccw_pinning::{FRAME, GuestMap, Hold};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 /// Counts what is allocated between [`armed`]'s begin and end.
 struct Counting;
@@ -340,6 +343,64 @@ fn instructions_case(case: &Case) -> Option<String> {
     measure(&name, &rig, &mut Instructions { disks, pending })
 }
 
+/// Translates programs that take every path there is, once to warm up and once more.
+fn translation_cases() -> Vec<String> {
+    let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)]);
+    let map = GuestMap::new(Arc::new(memory.expect("address space"))).expect("frames");
+    let put = |at: u64, ccws: &[Ccw]| {
+        for (index, ccw) in ccws.iter().enumerate() {
+            assert!(map.write(at + index as u64 * 8, &ccw.to_format_1()));
+        }
+    };
+    let chain = CcwFlags::CHAIN_COMMAND;
+    let read = Ccw::new(command::FBA_READ, 0x8_0000, 0x3000).with(chain);
+    put(0x1000, &vec![read; 3000]);
+    put(0x1000 + 3000 * 8, &[Ccw::new(command::TIC, 0x1_0000, 0)]);
+    let (search, midaw) = (Ccw::new(0x31, 0x9_0000, 5), Ccw::new(command::FBA_READ, 0x200, 0x1008));
+    let pieces = [
+        Ccw::new(0x0c, 0x9_1fff, 0x1800).with(CcwFlags::CHAIN_DATA),
+        Ccw::new(command::NOP, 0x9_2000, 16).with(CcwFlags::SKIP | CcwFlags::CHAIN_DATA),
+        Ccw::new(0, u32::MAX, 16).with(chain),
+        search.with(chain),
+        Ccw::new(command::TIC, 0x1_0018, 0),
+        midaw.with(CcwFlags::MODIFIED_INDIRECT | chain),
+        Ccw::new(command::DEFINE_EXTENT, 0x9_0000, 16).with(chain),
+        Ccw::new(command::FBA_WRITE, 0x300, 0x2000).with(CcwFlags::INDIRECT | chain),
+        Ccw::new(command::TIC, 0x7fff_0000, 0),
+    ];
+    put(0x1_0000, &pieces);
+    map.write(0x200, &Midaw::new(0x8_0000, 0x1000).to_bytes());
+    map.write(0x210, &Midaw::new(0x8_4000, 8).with(MidawFlags::LAST).to_bytes());
+    map.write(0x300, &0x8_5000u64.to_be_bytes());
+    let shadow = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)]);
+    let shadow = GuestMap::new(Arc::new(shadow.expect("address space"))).expect("frames");
+    let judged = Rules {
+        class: DeviceClass::Fba,
+        policy: Policy::extents(0..8).and(Policy::read_only()),
+        ..Rules::default()
+    };
+    let orb = Orb::new(0x1000);
+    let orb = orb.with_flags(orb.flags() | OrbFlags::MIDAW);
+    let (mut program, mut hold) = (Program::default(), Hold::default());
+    let mut translate = |rules: &Rules, cpa| {
+        program.fetch(&orb.with_cpa(cpa), &map, rules, &mut hold);
+        assert!(program.emit(shadow.regions()[0].host(), 0x1_0000).is_some());
+    };
+    let mut found = Vec::new();
+    for rules in [&Rules::default(), &judged] {
+        for cpa in [0x1000, 0x1_0000] {
+            translate(rules, cpa);
+            let (allocations, place) = armed(|| translate(rules, cpa));
+            if allocations > 0 {
+                let place = place.unwrap_or_default();
+                found
+                    .push(format!("translation from {cpa:#x}: {allocations} allocations\n{place}"));
+            }
+        }
+    }
+    found
+}
+
 #[test]
 fn a_request_allocates_nothing() {
     let (allocations, place) = armed(|| drop(std::hint::black_box(Box::new(7))));
@@ -352,5 +413,6 @@ fn a_request_allocates_nothing() {
             found.extend(instructions_case(&case));
         }
     }
+    found.extend(translation_cases());
     assert!(found.is_empty(), "{}", found.join("\n\n"));
 }
