@@ -54,7 +54,12 @@ impl Refusal {
                 Scsw::new(whole).with_status(none, SubchannelStatus::INTERFACE_CONTROL_CHECK, 0)
             }
         };
-        IrbHead { scsw: scsw.with_cpa(orb.cpa()), ..IrbHead::default() }
+        let cpa = match self {
+            // Shown as if its first CCW were in error.
+            Refusal::Unfetched => orb.cpa().wrapping_add(8),
+            _ => orb.cpa(),
+        };
+        IrbHead { scsw: scsw.with_cpa(cpa), ..IrbHead::default() }
     }
 
     /// How it is counted.
@@ -103,6 +108,9 @@ mod tests {
             SubchannelStatus::CHANNEL_CONTROL_CHECK
         );
         assert_eq!(budget.outcome(), Outcome::RefusedBudget);
+        let unfetched = Refusal::Unfetched.irb(&orb).scsw;
+        assert_eq!(unfetched.subchannel_status(), SubchannelStatus::PROGRAM_CHECK);
+        assert_eq!(unfetched.cpa(), 0x1008);
         for gone in [Refusal::Detached, Refusal::Device(Errno::NO_DEVICE)] {
             let scsw = gone.irb(&orb).scsw;
             assert_eq!((scsw.deferred_cc(), scsw.cpa()), (3, 0x1000));

@@ -213,6 +213,19 @@ impl Shared {
         self.has_intermediate.load(Ordering::Acquire)
     }
 
+    fn peek_intermediate(&self) -> Option<IrbHead> {
+        self.has_intermediate().then(|| *self.intermediate.lock()).flatten()
+    }
+
+    /// The shard's side: the program has suspended itself and the guest is not to be told; but what it
+    /// has yet to fetch says so now.
+    pub(super) fn update_intermediate(&self, irb: IrbHead) {
+        if let Some(earlier) = self.intermediate.lock().as_mut() {
+            let scsw = irb.scsw.merged_with(earlier.scsw).with_flags(ScswFlags::STATUS_PENDING);
+            *earlier = IrbHead { scsw, ..irb };
+        }
+    }
+
     fn take_intermediate(&self) -> Option<IrbHead> {
         if !self.has_intermediate() {
             return None;
@@ -430,14 +443,19 @@ impl Subchannel {
     }
 
     fn scsw(&self) -> Scsw {
+        let earlier = self.shared.peek_intermediate().map(|irb| irb.scsw);
         // Acquire: pairs with the Release in `present`.
-        match self.shared.state.load(Ordering::Acquire) {
+        let scsw = match self.shared.state.load(Ordering::Acquire) {
+            state::PENDING => {
+                let scsw = self.shared.irb.lock().scsw;
+                return earlier.map_or(scsw, |earlier| scsw.merged_with(earlier));
+            }
             state::STARTED => Scsw::new(ScswFlags::START_FUNCTION | ScswFlags::START_PENDING),
             state::SUSPENDED => Scsw::new(ScswFlags::START_FUNCTION | ScswFlags::SUSPENDED),
             state::RESUMED => Scsw::new(ScswFlags::START_FUNCTION | ScswFlags::RESUME_PENDING),
-            state::PENDING => self.shared.irb.lock().scsw,
             _ => Scsw::default(),
-        }
+        };
+        earlier.unwrap_or(scsw)
     }
 }
 

@@ -355,6 +355,8 @@ impl<'a> Accepted<'a> {
         self.shared.suspend();
         if irb.scsw.flags().contains(ScswFlags::STATUS_PENDING) {
             self.send(irb);
+        } else {
+            self.shared.update_intermediate(irb);
         }
     }
 
