@@ -201,7 +201,6 @@ impl Fetch<'_> {
                 Flow::To(address, ccw) => {
                     at = address.into();
                     found = Found::Ccw(ccw);
-                    self.look_ahead(program, at);
                     continue;
                 }
                 Flow::On { skips } => skips,
@@ -267,7 +266,7 @@ impl Fetch<'_> {
             self.horizon = u64::MAX;
             return;
         }
-        let (_, earlier) = program.segments.split_last().unwrap_or((&NO_SEGMENT, &[]));
+        let earlier = &program.segments[..program.segments.len().saturating_sub(1)];
         let segments = earlier.iter().filter(|known| known.end() > at && known.len > 0);
         let starts = segments.map(|known| u64::from(known.start).max(at));
         let elided = program.elided.iter().map(|known| u64::from(known.at));
@@ -315,17 +314,14 @@ impl Fetch<'_> {
     fn push(&mut self, program: &mut Program, ccw: ShadowCcw) {
         program.ccws.push(ccw);
         self.taken += 1;
-        if let Some(segment) = program.segments.last_mut() {
-            segment.len += 1;
-        }
+        program.measure_segment();
     }
 
+    /// The same for one at which the channel stops.
     fn push_stop(&mut self, program: &mut Program, flags: CcwFlags, count: u16, cause: Cause) {
         program.push_stop(flags, count, cause);
         self.taken += 1;
-        if let Some(segment) = program.segments.last_mut() {
-            segment.len += 1;
-        }
+        program.measure_segment();
     }
 
     /// A TIC at guest address `at`, read now.
@@ -341,17 +337,16 @@ impl Fetch<'_> {
         let known = tic.address == at
             || program.index_of(tic.address).is_some()
             || program.elided.iter().any(|known| known.at == tic.address);
-        if skippable || reached_by_tic || known {
+        let full = program.segments.len() >= self.rules.limits.segments;
+        if skippable || reached_by_tic || known || full {
             return self.keep_transfer(program, tic.address, tic.count);
         }
-        let room = program.segments.len() < self.rules.limits.segments;
-        let next = match self.read(target) {
-            Ok(next) if room => next,
+        let Ok(next) = self.read(target) else {
             // Settled at the end.
-            _ => return self.keep_transfer(program, tic.address, tic.count),
+            return self.keep_transfer(program, tic.address, tic.count);
         };
-        self.open_segment(program, tic.address);
         program.elided.push(Elided { at, address: tic.address, count: tic.count });
+        self.open_segment(program, tic.address);
         if next.is_tic(self.format_1) {
             // A TIC may not lead to a TIC; other ways to this one are its own affair.
             let Ccw { address, count, .. } = next;
@@ -375,7 +370,6 @@ impl Fetch<'_> {
     /// The CCW at index `index`, at its guest address once more: another segment runs into it.
     fn repeat(&mut self, program: &mut Program, index: u32) -> Flow {
         let shadow = program.ccws[index as usize];
-        let stop = program.stops.iter().find(|stop| stop.index == index).copied();
         if let Target::Transfer(transfer) = shadow.target {
             let Transfer { address, count, .. } = program.transfers[transfer as usize];
             return self.keep_transfer(program, address, count);
@@ -384,8 +378,10 @@ impl Fetch<'_> {
             self.push_stop(program, shadow.flags, shadow.count, Cause::Program);
             return Flow::End;
         }
-        if let Some(stop) = stop {
-            program.stops.push(Stop { index: program.ccws.len() as u32, ..stop });
+        // Until the TICs are settled, stops are in the order of their indices.
+        if let Ok(found) = program.stops.binary_search_by_key(&index, |stop| stop.index) {
+            let stop = Stop { index: program.ccws.len() as u32, ..program.stops[found] };
+            program.stops.push(stop);
         }
         self.push(program, shadow);
         if shadow.is_stop() {
@@ -397,13 +393,14 @@ impl Fetch<'_> {
     /// A CCW that is not a TIC, with its IDAL.
     fn command(&mut self, program: &mut Program, ccw: &Ccw) -> Flow {
         let limits = &self.rules.limits;
-        let movement = Movement::of(self.leader.unwrap_or(ccw.command), ccw.flags);
+        let leader = self.leader.unwrap_or(ccw.command);
+        let movement = Movement::of(leader, ccw.flags);
         let indirect = CcwFlags::INDIRECT | CcwFlags::MODIFIED_INDIRECT;
         let mut shadow = ShadowCcw {
             command: ccw.command,
             flags: ccw.flags - indirect,
             count: ccw.count,
-            leader: self.leader.unwrap_or(ccw.command),
+            leader,
             target: Target::Nothing,
         };
         let list = program.idaws.len();
@@ -413,7 +410,7 @@ impl Fetch<'_> {
         let chains_data = ccw.flags.contains(CcwFlags::CHAIN_DATA);
         let two_ways = alone.backward != movement.backward
             || (self.is_strict() || chains_data) && alone.stores != movement.stores
-            || chains_data && command::is_search(ccw.command) != command::is_search(shadow.leader);
+            || chains_data && command::is_search(ccw.command) != command::is_search(leader);
         let refused = self.is_refused(ccw) || self.contested && two_ways;
         let sound = !refused
             && program.data_bytes <= limits.bytes
@@ -533,10 +530,13 @@ impl Fetch<'_> {
     /// each CCW was read on.
     fn settle(&mut self, program: &mut Program) {
         let mut chained_transfer = false;
+        // Behind these come those of stops, where no TIC leads.
+        let read = program.segments.len();
         for index in 0..program.transfers.len() {
             let Transfer { index, address, leader, contested, count } = program.transfers[index];
             let place = index as usize;
-            let target = program.index_of(address);
+            let mut segments = program.segments[..read].iter();
+            let target = segments.find_map(|segment| segment.index_of(address));
             let fitting = target.filter(|target| {
                 let ccw = &program.ccws[*target as usize];
                 self.fits(ccw, leader) && (!contested || self.fits(ccw, None))
@@ -572,8 +572,6 @@ impl Fetch<'_> {
         }
     }
 }
-
-const NO_SEGMENT: Segment = Segment { start: 0, first: 0, len: 0 };
 
 #[cfg(test)]
 mod tests {
