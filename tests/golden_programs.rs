@@ -10,6 +10,10 @@ pub mod translated;
 
 use std::sync::Arc;
 
+use translated::shorthand::{
+    CC, CD, CLEAN, ENDED, IDA, IL, MIDA, NOTHING, PCI, PGM, PROT, READ, READ_BACKWARD, SEARCH,
+    SENSE, SKIP, SLI, SUSPEND, WRITE,
+};
 use translated::{Answer, Outcome, Rig, pattern};
 use vfio_ccw::architecture::{
     Ccw, CcwFlags, DeviceStatus, Orb, OrbFlags, ScswFlags, SubchannelStatus, command,
@@ -23,30 +27,6 @@ const DATA: u32 = 0x4000;
 
 /// First byte after the two regions at the bottom of guest memory.
 const HOLE: u32 = 0x5_0000;
-
-const WRITE: u8 = 0x01;
-const READ: u8 = 0x02;
-const SENSE: u8 = 0x04;
-const READ_BACKWARD: u8 = 0x0c;
-/// A command of the search family: write class, and the device may give status modifier.
-const SEARCH: u8 = 0x31;
-
-const CD: CcwFlags = CcwFlags::CHAIN_DATA;
-const CC: CcwFlags = CcwFlags::CHAIN_COMMAND;
-const SLI: CcwFlags = CcwFlags::SUPPRESS_LENGTH;
-const SKIP: CcwFlags = CcwFlags::SKIP;
-const PCI: CcwFlags = CcwFlags::PROGRAM_CONTROLLED;
-const IDA: CcwFlags = CcwFlags::INDIRECT;
-const SUSPEND: CcwFlags = CcwFlags::SUSPEND;
-const MIDA: CcwFlags = CcwFlags::MODIFIED_INDIRECT;
-
-const NOTHING: DeviceStatus = DeviceStatus::empty();
-const ENDED: DeviceStatus = DeviceStatus::CHANNEL_END.union(DeviceStatus::DEVICE_END);
-
-const CLEAN: SubchannelStatus = SubchannelStatus::empty();
-const IL: SubchannelStatus = SubchannelStatus::INCORRECT_LENGTH;
-const PGM: SubchannelStatus = SubchannelStatus::PROGRAM_CHECK;
-const PROT: SubchannelStatus = SubchannelStatus::PROTECTION_CHECK;
 
 /// Device status, subchannel status, residual count and CCW address.
 type End = (DeviceStatus, SubchannelStatus, u16, u32);

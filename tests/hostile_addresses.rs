@@ -10,6 +10,9 @@ pub mod translated;
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use translated::shorthand::{
+    CC, CLEAN, ENDED, IDA, MIDA, NOTHING, PGM, READ, READ_BACKWARD, WRITE,
+};
 use translated::{Answer, Outcome, Rig, pattern};
 use vfio_ccw::architecture::{
     Ccw, CcwFlags, DeviceStatus, Orb, OrbFlags, ScswFlags, SubchannelStatus, command,
@@ -40,19 +43,6 @@ const PROGRAM: u32 = 0x1000;
 const LIST: u32 = 0x2000;
 const DATA: u32 = 0x4000;
 const HOLE: u32 = 0x5_0000;
-
-const WRITE: u8 = 0x01;
-const READ: u8 = 0x02;
-const READ_BACKWARD: u8 = 0x0c;
-
-const CC: CcwFlags = CcwFlags::CHAIN_COMMAND;
-const IDA: CcwFlags = CcwFlags::INDIRECT;
-const MIDA: CcwFlags = CcwFlags::MODIFIED_INDIRECT;
-
-const NOTHING: DeviceStatus = DeviceStatus::empty();
-const ENDED: DeviceStatus = DeviceStatus::CHANNEL_END.union(DeviceStatus::DEVICE_END);
-const CLEAN: SubchannelStatus = SubchannelStatus::empty();
-const PGM: SubchannelStatus = SubchannelStatus::PROGRAM_CHECK;
 
 /// A rig with canaries around guest memory.
 struct Guarded {

@@ -9,6 +9,9 @@ use std::sync::Arc;
 
 use kernel_model::{Container, KernelProgram, Refusal, SEGMENT_CCWS, SEGMENTS};
 use proptest::prelude::*;
+use translated::shorthand::{
+    CC, CD, IDA, MIDA, PCI, READ, READ_BACKWARD, SEARCH, SENSE, SKIP, SLI, WRITE,
+};
 use translated::{Answer, Executed, Outcome, Rig, block_on};
 use vfio_ccw::architecture::{
     Ccw, CcwFlags, DeviceStatus, IdawFormat, Orb, OrbFlags, SubchannelStatus, command,
@@ -26,20 +29,6 @@ const PROGRAM: u32 = 0x1_0000;
 const LISTS: u32 = 0x1000;
 const DATA: u32 = 0x4_0000;
 const DATA_BYTES: u32 = 0x1_0000;
-
-const WRITE: u8 = 0x01;
-const READ: u8 = 0x02;
-const SENSE: u8 = 0x04;
-const READ_BACKWARD: u8 = 0x0c;
-const SEARCH: u8 = 0x31;
-
-const CD: CcwFlags = CcwFlags::CHAIN_DATA;
-const CC: CcwFlags = CcwFlags::CHAIN_COMMAND;
-const SLI: CcwFlags = CcwFlags::SUPPRESS_LENGTH;
-const SKIP: CcwFlags = CcwFlags::SKIP;
-const PCI: CcwFlags = CcwFlags::PROGRAM_CONTROLLED;
-const IDA: CcwFlags = CcwFlags::INDIRECT;
-const MIDA: CcwFlags = CcwFlags::MODIFIED_INDIRECT;
 
 fn memory(bytes: usize) -> Arc<GuestMap> {
     let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), bytes)]);

@@ -4,6 +4,8 @@
 //! [`Rig::run`] translates (ORB.P = 1), [`Rig::run_unfetched`] lets the channel fetch from guest
 //! memory itself (ORB.P = 0). Both end with status as the guest sees it.
 
+pub mod shorthand;
+
 use std::fmt;
 use std::future::Future;
 use std::pin::pin;
