@@ -57,9 +57,10 @@ pub mod volume;
 mod watch;
 
 pub use service::{
-    AttachError, Cc, Completion, Completions, Delivery, DeviceSpec, Driver, DriverChoice,
-    Interrupts, Service, ServiceBuilder, ServiceError, Subchannel, SubmitError, Trigger, Unfetched,
+    AttachError, Cc, Completion, Completions, Delivery, DeviceOptions, DeviceSpec, Driver,
+    DriverChoice, Interrupts, MemoryError, ModeError, PinnerChoice, Service, ServiceBuilder,
+    ServiceError, Subchannel, SubmitError, Trigger, Unfetched,
 };
 pub use shadow::{GUEST_IOVA, SHADOW_IOVA};
 pub use translation::{Limits, Policy};
-pub use vfio_ccw_pinning::Mode;
+pub use vfio_ccw_pinning::{Granule, Mode};

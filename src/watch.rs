@@ -1,9 +1,10 @@
-//! Waiting for eventfds on the shard's runtime.
+//! Waiting for eventfds and rings on the shard's runtime.
 
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use io_uring::IoUring;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use vfio_ccw_queues::Doorbell;
@@ -13,6 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 trait OwnsDescriptor: AsRawFd {}
 impl OwnsDescriptor for EventFd {}
 impl OwnsDescriptor for Arc<Doorbell> {}
+impl OwnsDescriptor for IoUring {}
 
 /// Watches an eventfd for signals.
 ///
@@ -30,6 +32,15 @@ pub(crate) fn eventfd(fd: EventFd) -> io::Result<AsyncFd<EventFd>> {
 /// As [`eventfd`].
 pub(crate) fn doorbell(doorbell: Arc<Doorbell>) -> io::Result<AsyncFd<Arc<Doorbell>>> {
     register(doorbell)
+}
+
+/// Watches an io_uring for completions.
+///
+/// # Errors
+///
+/// As [`eventfd`].
+pub(crate) fn ring(ring: IoUring) -> io::Result<AsyncFd<IoUring>> {
+    register(ring)
 }
 
 fn register<T: OwnsDescriptor>(owner: T) -> io::Result<AsyncFd<T>> {

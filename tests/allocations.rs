@@ -189,7 +189,8 @@ impl Rig {
     /// Holds the whole budget until every subchannel has a program that waits for it.
     fn dam(&self, start: impl FnOnce()) {
         let pool = self.bench.service.pool();
-        let (frames, budget) = (pool.map().frames(), (pool.budget_bytes() / FRAME) as u32);
+        let frames = self.bench.service.memory().frames();
+        let budget = (pool.budget_bytes() / FRAME) as u32;
         let mut hold = Hold::default();
         (frames - budget..frames).for_each(|frame| hold.want(frame));
         pool.hold_blocking(&mut hold).expect("nothing else runs");

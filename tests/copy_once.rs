@@ -57,7 +57,7 @@ fn a_read_that_becomes_a_write_does_not_write() {
             Flip { at: LOCATE, values: vec![locate(READ, 2, 0), locate(WRITE, 2, 0)] },
         ];
         let mut tally = Tally::default();
-        while_rewritten(bench.service.memory(), &flips, ROUNDS, |_| {
+        while_rewritten(&bench.service.memory(), &flips, ROUNDS, |_| {
             // A read behind LOCATE for a write is rejected by the disk itself.
             tally.count(&disk.run(&Orb::new(PROGRAM)), &[PROTECTED, REJECTED]);
             tally.both()
@@ -99,7 +99,7 @@ fn an_extent_that_moves_does_not_move_the_write() {
         let mut disk = bench.attach_with(image.disk(), Policy::extents(0..64));
         let flips = put_extent(bench);
         let mut tally = Tally::default();
-        while_rewritten(bench.service.memory(), &flips, ROUNDS, |_| {
+        while_rewritten(&bench.service.memory(), &flips, ROUNDS, |_| {
             tally.count(&disk.run(&Orb::new(PROGRAM)), &[PROTECTED]);
             tally.both()
         });
@@ -166,7 +166,7 @@ fn data_goes_where_an_idaw_once_pointed_and_nowhere_else() {
         let base = Orb::new(PROGRAM);
         let (mut clean, mut refused) = (0, 0);
         let flips = [Flip::words(IDAL, &words)];
-        while_rewritten(bench.service.memory(), &flips, ROUNDS, |round| {
+        while_rewritten(&bench.service.memory(), &flips, ROUNDS, |round| {
             let flags = if round % 2 == 0 { OrbFlags::empty() } else { OrbFlags::PREFETCH };
             let orb = base.with_flags(base.flags() - flags);
             match read_into_one_of(bench, &mut disk, pages, &orb) {

@@ -70,9 +70,9 @@ impl Rig {
 
     /// Holds the whole pin budget: a program that is started meanwhile stays in progress.
     fn dam(&self) -> Hold {
-        let pool = self.bench.service.pool();
+        let (pool, memory) = (self.bench.service.pool(), self.bench.service.memory());
         let mut hold = Hold::default();
-        (0..16).for_each(|page| hold.want(pool.map().frame(0x8_0000 + page * 4096).unwrap()));
+        (0..16).for_each(|page| hold.want(memory.frame(0x8_0000 + page * 4096).unwrap()));
         pool.hold_blocking(&mut hold).unwrap();
         hold
     }
@@ -322,7 +322,7 @@ fn what_waits_when_it_is_detached_gets_deferred_cc_3() {
 }
 
 #[test]
-fn what_runs_when_it_is_detached_is_waited_for() {
+fn what_waits_for_its_pages_when_it_is_detached_gets_deferred_cc_3() {
     let rig = Rig::new();
     let dam = rig.dam();
     assert_eq!(rig.ssch(), Cc::Cc0);
@@ -330,11 +330,12 @@ fn what_runs_when_it_is_detached_is_waited_for() {
         thread::yield_now();
     }
     rig.bench.service.detach(rig.subchannel.clone());
-    rig.open(dam);
     rig.interrupt();
     let (cc, irb) = rig.subchannel.tsch();
-    assert!(cc == Cc::Cc0 && irb.scsw.is_clean_end(), "{irb:?}");
-    assert_eq!(rig.ssch(), Cc::Cc3);
+    assert_eq!(cc, Cc::Cc0);
+    assert_deferred(&irb);
+    assert_eq!((rig.ssch(), rig.bench.service.pool().waiting()), (Cc::Cc3, 0));
+    rig.open(dam);
 }
 
 #[test]

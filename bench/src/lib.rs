@@ -9,6 +9,7 @@
 //! | [`ratio`] | what a figure is, how it is measured, summarised and shown |
 //! | [`fields`] | the figures themselves, by topic |
 //! | [`baseline`] | peers that no library provides |
+//! | [`replacement`] | hit rates of the pool next to other policies |
 //! | [`service_load`] | a service under load, as the figures drive it |
 //! | [`allocations`] | a count of heap allocations |
 //!
@@ -40,4 +41,5 @@ pub mod allocations;
 pub mod baseline;
 pub mod fields;
 pub mod ratio;
+pub mod replacement;
 pub mod service_load;

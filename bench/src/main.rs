@@ -1,11 +1,16 @@
-//! Measures the project's figures: `vfio-ccw-bench ratios --json`.
+//! Measures the project's figures (`ratios --json`), compares the pinning modes (`modes`), and the
+//! pool's choice of what stays pinned with others (`replacement`).
+
+mod modes;
 
 use clap::{Args, Parser, Subcommand};
+use modes::{Modes, ModesError};
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use vfio_ccw_bench::allocations::Counting;
 use vfio_ccw_bench::fields::FIELDS;
-use vfio_ccw_bench::ratio::{self, Figures, RatioError};
+use vfio_ccw_bench::ratio::{self, FieldError, Figures, RatioError};
+use vfio_ccw_bench::replacement::Setting;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -24,6 +29,11 @@ enum Command {
     ///
     /// Exits with 0 where all could be measured, whether or not the targets hold.
     Ratios(Ratios),
+    /// Compare the pinning modes: requests a second, latency, pinned memory, hit rate and pin calls.
+    Modes(Modes),
+    /// Print the hit rates of the pool, of an LRU map, of quick_cache and of the optimum on the same
+    /// traces; takes some seconds.
+    Replacement(Replacement),
 }
 
 #[derive(Debug, Args)]
@@ -45,12 +55,30 @@ struct Ratios {
     seed: u64,
 }
 
+#[derive(Debug, Args)]
+struct Replacement {
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+    /// Seed of all traces.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+}
+
 fn main() -> ExitCode {
-    let Command::Ratios(arguments) = Cli::parse().command;
-    match ratios(&arguments) {
+    let result = match Cli::parse().command {
+        Command::Ratios(arguments) => ratios(&arguments),
+        Command::Modes(arguments) => {
+            arguments.run().map(|()| ExitCode::SUCCESS).map_err(Failure::from)
+        }
+        Command::Replacement(arguments) => replacement(&arguments),
+    };
+    match result {
         Ok(code) => code,
         // Whoever reads has read enough.
-        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+        Err(Failure::Output(error) | Failure::Modes(ModesError::Output(error)))
+            if error.kind() == io::ErrorKind::BrokenPipe =>
+        {
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -64,6 +92,10 @@ fn main() -> ExitCode {
 enum Failure {
     #[error(transparent)]
     Ratio(#[from] RatioError),
+    #[error(transparent)]
+    Modes(#[from] ModesError),
+    #[error("hit rates were not measured: {0}")]
+    Replacement(FieldError),
     #[error("the figures could not be written: {0}")]
     Output(#[from] io::Error),
     #[error("the figures could not be written as JSON: {0}")]
@@ -100,6 +132,18 @@ fn ratios(arguments: &Ratios) -> Result<ExitCode, Failure> {
         out.write_all(figures.table().as_bytes())?;
     }
     Ok(code)
+}
+
+fn replacement(arguments: &Replacement) -> Result<ExitCode, Failure> {
+    let rates = Setting::new(arguments.seed).measure().map_err(Failure::Replacement)?;
+    let mut out = io::stdout().lock();
+    if arguments.json {
+        serde_json::to_writer_pretty(&mut out, &rates)?;
+        writeln!(out)?;
+    } else {
+        out.write_all(rates.table().as_bytes())?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Progress on standard error: rounds as they end on a terminal, one line a figure elsewhere.

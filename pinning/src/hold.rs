@@ -1,5 +1,7 @@
 //! The pages of one channel program: wanted, then held, then released.
 
+use crate::ledger::Room;
+
 /// What holding a program's pages took; for metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -11,24 +13,58 @@ pub struct Tally {
     pub misses: u32,
     /// Frames unpinned to make room.
     pub evictions: u32,
-    /// Calls to the pinner that pin.
+    /// Runs of frames that the pinner was given to pin.
     pub pin_calls: u32,
     /// Times the program waited for room or for somebody else's pin.
     pub waits: u32,
+    /// Frames that it runs with although they are not pinned.
+    pub unpinned: u32,
 }
+
+/// Sampled uses that a hold keeps until they are counted; more are dropped.
+const MOST_SAMPLES: usize = 128;
 
 /// The frames of one program. Made once, reused for request after request: its buffers grow to the
 /// largest program seen and stay.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Hold {
     pub(crate) wanted: Vec<u32>,
     pub(crate) held: Vec<u32>,
     pub(crate) missing: Vec<u32>,
     pub(crate) fresh: Vec<u32>,
     pub(crate) victims: Vec<u32>,
+    /// What the victims have more than the fresh frames need.
+    pub(crate) excess: Room,
+    /// Uses for the sample of reuse distances, not counted yet.
+    pub(crate) sampled: Vec<u32>,
+    /// All uses since samples were last counted.
+    pub(crate) uses: u32,
     pub(crate) ticket: Option<u64>,
+    /// Pages of 4 KiB that a program may have pinned.
     pub(crate) limit: Option<u32>,
+    /// The frames must be pinned, whatever the pinner says.
+    pub(crate) must: bool,
     pub(crate) tally: Tally,
+}
+
+impl Default for Hold {
+    fn default() -> Self {
+        Hold {
+            wanted: Vec::new(),
+            held: Vec::new(),
+            missing: Vec::new(),
+            fresh: Vec::new(),
+            victims: Vec::new(),
+            excess: Room::default(),
+            // All at once: a sampled frame may come late, and must not allocate then.
+            sampled: Vec::with_capacity(MOST_SAMPLES),
+            uses: 0,
+            ticket: None,
+            limit: None,
+            must: false,
+            tally: Tally::default(),
+        }
+    }
 }
 
 impl Hold {
@@ -80,13 +116,22 @@ impl Hold {
         self.tally
     }
 
-    /// Distinct frames wanted. Sorts a copy, so only where the plain count does not decide.
-    pub(crate) fn distinct(&mut self) -> usize {
+    /// A use of a frame whose reuse distances are sampled.
+    #[inline]
+    pub(crate) fn sample(&mut self, frame: u32) {
+        if self.sampled.len() < MOST_SAMPLES {
+            self.sampled.push(frame);
+        }
+    }
+
+    /// Distinct frames wanted, in `fresh`. Sorts a copy, so only where the plain count does not
+    /// decide.
+    pub(crate) fn distinct(&mut self) -> &[u32] {
         self.fresh.clear();
         self.fresh.extend_from_slice(&self.wanted);
         self.fresh.sort_unstable();
         self.fresh.dedup();
-        self.fresh.len()
+        &self.fresh
     }
 }
 

@@ -1,166 +1,274 @@
-//! Who counts: the budget, the slots that pinned frames stand in, the CLOCK hand, and the queue of
-//! programs that wait for room. All behind the pool's one lock, which no hit takes and which is
-//! never held across a call to a pinner.
+//! Who counts: the budget, the places that pinned frames stand in, and who must go for others. All
+//! behind the pool's one lock, which no hit takes and which is never held across a call to a pinner.
+//!
+//! Replacement is S3-FIFO in shape. A frame comes into *probation*, a FIFO of a twentieth of the budget,
+//! and leaves it unpinned if nobody took it again meanwhile: pages that stream by once never push
+//! out those in use. One that was taken again moves to the *main* CLOCK, and so does one that comes
+//! back soon after it had left probation: the word of an absent frame remembers when it left, so the
+//! list of ghosts costs no memory and no lookup. A hit sets a bit in the frame's own word and writes
+//! nothing else.
 
-use std::collections::VecDeque;
-use std::task::Waker;
-
+use crate::clock::Clock;
+use crate::frame_table::FrameTable;
+use crate::line::Line;
 use crate::word::{Eviction, StateWord};
+use crate::{FRAME_SHIFT, Region};
 
-/// A slot that no frame stands in.
-const VACANT: u32 = u32::MAX;
+/// The bit of a slot that says in which circle it is.
+const MAIN: u32 = 1 << 31;
+
+/// Share of the budget that probation has, as a divisor. A tenth, as the literature has it, loses up
+/// to two points of hits where a working set just fits; smaller shares gain little more, and would be
+/// slow to see that a working set has moved.
+const PROBATION: u32 = 20;
 
 /// The accounts of a pool.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Ledger {
-    /// Frames that may be pinned.
+    table: FrameTable,
+    /// Pages of 4 KiB that may be pinned.
     limit: u32,
-    /// Frames pinned, being pinned or being unpinned.
-    pinned: u32,
+    /// Frames that may be pinned, where a pinner has only so many places.
+    most_frames: u32,
+    /// Pages and frames pinned, being pinned or being unpinned.
+    pages: u32,
+    frames: u32,
     peak: u32,
-    /// Frame in each slot; the CLOCK hand walks over these.
-    slots: Vec<u32>,
-    vacant: Vec<u32>,
-    hand: usize,
-    queue: VecDeque<Waiter>,
-    next_ticket: u64,
-    /// Programs that wait for a frame somebody else is pinning or unpinning.
-    bystanders: Vec<Waker>,
+    probation: Clock,
+    main: Clock,
+    /// Counts frames that left probation unused; the stamp of ghosts.
+    departures: u32,
+    pub(crate) line: Line,
+    /// Withdrawals that are in force.
+    pub(crate) withdrawals: u32,
 }
 
-#[derive(Debug)]
-struct Waiter {
-    ticket: u64,
-    waker: Waker,
+/// Room in the budget.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Room {
+    pages: u32,
+    frames: u32,
+}
+
+/// Why a frame goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Departure {
+    /// To make room.
+    Evicted,
+    /// It was not to stay.
+    Released,
 }
 
 impl Ledger {
-    pub(crate) fn new(limit: u32) -> Self {
-        Ledger { limit, ..Ledger::default() }
+    pub(crate) fn new(table: FrameTable, limit: u32, most_frames: u32) -> Self {
+        let mut ledger = Ledger {
+            table,
+            limit,
+            most_frames,
+            pages: 0,
+            frames: 0,
+            peak: 0,
+            probation: Clock::default(),
+            main: Clock::default(),
+            departures: 0,
+            line: Line::default(),
+            withdrawals: 0,
+        };
+        ledger.reserve();
+        ledger
     }
 
+    /// Places for as many frames as there may ever be in either circle: their memory is touched when
+    /// it is used, so it costs nothing before.
+    fn reserve(&mut self) {
+        let frames = |region: &Region| region.frames() as usize;
+        let guest: usize = self.table.regions().iter().map(frames).sum();
+        let most = guest.min(self.limit as usize).min(self.most_frames as usize);
+        self.probation.reserve(most);
+        self.main.reserve(most);
+    }
+
+    pub(crate) fn table(&self) -> &FrameTable {
+        &self.table
+    }
+
+    pub(crate) fn set_table(&mut self, table: FrameTable) {
+        self.table = table;
+        self.reserve();
+    }
+
+    /// Pages of 4 KiB that may be pinned.
     pub(crate) fn limit(&self) -> u32 {
         self.limit
     }
 
-    pub(crate) fn pinned(&self) -> u32 {
-        self.pinned
+    /// The caller has seen to it that no more is pinned.
+    pub(crate) fn set_limit(&mut self, pages: u32) {
+        debug_assert!(self.pages <= pages, "{} pages are pinned of {pages}", self.pages);
+        self.limit = pages;
+        self.reserve();
     }
 
-    pub(crate) fn peak(&self) -> u32 {
-        self.peak
+    /// Frames that may be pinned at one time.
+    pub(crate) fn most_frames(&self) -> u32 {
+        self.most_frames
+    }
+
+    /// Bytes pinned, being pinned or being unpinned.
+    pub(crate) fn pinned_bytes(&self) -> u64 {
+        u64::from(self.pages) << FRAME_SHIFT
+    }
+
+    /// Most bytes that were pinned at one time.
+    pub(crate) fn peak_bytes(&self) -> u64 {
+        u64::from(self.peak) << FRAME_SHIFT
     }
 
     /// The frames on the accounts.
     pub(crate) fn frames(&self) -> Vec<u32> {
-        self.slots.iter().copied().filter(|frame| *frame != VACANT).collect()
+        self.probation.frames().chain(self.main.frames()).collect()
     }
 
-    /// Makes room for `need` more frames: claims idle ones for eviction into `victims` until the
-    /// sum fits. `false`, and nothing claimed, where too many are in use.
+    /// Makes room for `fresh` frames: claims idle ones for eviction into `victims` until the sum
+    /// fits. `false`, and nothing claimed, where too many are in use.
     pub(crate) fn make_room(
         &mut self,
-        need: u32,
+        fresh: &[u32],
         words: &[StateWord],
         victims: &mut Vec<u32>,
     ) -> bool {
-        let short = (self.pinned + need).saturating_sub(self.limit) as usize;
-        if short > 0 {
-            self.sweep(short, words, victims);
+        let pages: u32 = fresh.iter().map(|frame| self.table.pages(*frame)).sum();
+        let short = Room {
+            pages: self.pages.saturating_add(pages).saturating_sub(self.limit),
+            frames: self.frames.saturating_add(fresh.len() as u32).saturating_sub(self.most_frames),
+        };
+        let left = self.sweep(short, words, victims);
+        if left.pages == 0 && left.frames == 0 {
+            return true;
         }
-        if victims.len() < short {
-            for frame in victims.drain(..) {
-                words[frame as usize].restore();
-            }
-            return false;
+        for frame in victims.drain(..) {
+            words[frame as usize].restore();
         }
-        true
+        false
     }
 
-    /// Moves the CLOCK hand until `count` idle frames are claimed, at most twice around: the first
-    /// round takes away second chances, the second finds what is left.
-    fn sweep(&mut self, count: usize, words: &[StateWord], victims: &mut Vec<u32>) {
-        for _ in 0..self.slots.len() * 2 {
-            if victims.len() == count {
-                return;
-            }
-            let frame = self.slots[self.hand];
-            self.hand = (self.hand + 1) % self.slots.len();
-            if frame != VACANT && words[frame as usize].try_evict(true) == Eviction::Claimed {
+    /// Claims idle frames until what is pinned without them is at most `limit` pages, or as many as
+    /// there are.
+    pub(crate) fn shed(&mut self, limit: u32, words: &[StateWord], victims: &mut Vec<u32>) {
+        let short = Room { pages: self.pages.saturating_sub(limit), frames: 0 };
+        self.sweep(short, words, victims);
+    }
+
+    /// Claims idle frames until they make up for what is `short`, and returns what is still short:
+    /// from probation while that has more than its share, else from the main circle. Probation's
+    /// hand goes around at most once; the main one twice, since the first round may only take away
+    /// second chances, and twice more for those that came from probation meanwhile. So the cost is
+    /// linear in the frames pinned.
+    fn sweep(&mut self, mut short: Room, words: &[StateWord], victims: &mut Vec<u32>) -> Room {
+        let mut on_probation = self.probation.places();
+        let mut on_main = 2 * self.main.places();
+        let mut promoted = false;
+        while short.pages > 0 || short.frames > 0 {
+            let over_share = self.probation.pages() > self.limit / PROBATION;
+            let claimed = if on_probation > 0 && (over_share || on_main == 0) {
+                on_probation -= 1;
+                self.step_probation(words, &mut promoted)
+            } else if on_main > 0 {
+                on_main -= 1;
+                self.main
+                    .step()
+                    .filter(|frame| words[*frame as usize].try_evict(true) == Eviction::Claimed)
+            } else if promoted {
+                promoted = false;
+                on_main = 2 * self.main.places();
+                None
+            } else {
+                break;
+            };
+            if let Some(frame) = claimed {
+                short.pages = short.pages.saturating_sub(self.table.pages(frame));
+                short.frames = short.frames.saturating_sub(1);
                 victims.push(frame);
             }
         }
+        short
     }
 
-    /// Enters `frame` into a slot; the caller has made room.
-    pub(crate) fn enter(&mut self, frame: u32) -> u32 {
-        self.pinned += 1;
-        self.peak = self.peak.max(self.pinned);
-        match self.vacant.pop() {
-            Some(slot) => {
-                self.slots[slot as usize] = frame;
-                slot
+    /// The next on probation goes, or into the main circle if it was taken again.
+    fn step_probation(&mut self, words: &[StateWord], promoted: &mut bool) -> Option<u32> {
+        let frame = self.probation.step()?;
+        let word = &words[frame as usize];
+        match word.try_evict(true) {
+            Eviction::Claimed => Some(frame),
+            Eviction::SecondChance => {
+                let pages = self.table.pages(frame);
+                self.probation.leave(word.place(), pages);
+                word.move_to(MAIN | self.main.enter(frame, pages));
+                *promoted = true;
+                None
             }
-            None => {
-                self.slots.push(frame);
-                (self.slots.len() - 1) as u32
-            }
+            Eviction::Refused => None,
         }
     }
 
-    /// Takes a frame off the accounts; its slot is the next to be used.
-    pub(crate) fn leave(&mut self, slot: u32) {
-        debug_assert!(self.slots[slot as usize] != VACANT, "slot {slot} left twice");
-        self.slots[slot as usize] = VACANT;
-        self.vacant.push(slot);
-        self.pinned -= 1;
+    /// Enters an absent frame, for which there is room, and returns its slot.
+    pub(crate) fn enter(&mut self, frame: u32, word: &StateWord) -> u32 {
+        let stamp = word.place();
+        let is_ghost = stamp != 0 && self.departures.wrapping_sub(stamp) < self.frames;
+        self.admit(frame, is_ghost)
     }
 
-    /// Whether somebody else is ahead of the holder of `ticket` in the queue.
-    pub(crate) fn is_behind(&self, ticket: Option<u64>) -> bool {
-        self.queue.front().is_some_and(|first| Some(first.ticket) != ticket)
+    /// Enters a frame again that could not be unpinned.
+    pub(crate) fn enter_again(&mut self, frame: u32, word: &StateWord) {
+        word.move_to(self.admit(frame, false));
     }
 
-    /// Queues for room, or renews the waker of a place already held. Returns the ticket.
-    pub(crate) fn queue_up(&mut self, ticket: Option<u64>, waker: &Waker) -> u64 {
-        if let Some(waiter) = self.queue.iter_mut().find(|waiter| Some(waiter.ticket) == ticket) {
-            waiter.waker.clone_from(waker);
-            return waiter.ticket;
-        }
-        let ticket = self.next_ticket;
-        self.next_ticket += 1;
-        self.queue.push_back(Waiter { ticket, waker: waker.clone() });
-        ticket
-    }
-
-    /// Gives up a place in the queue.
-    pub(crate) fn leave_queue(&mut self, ticket: u64) {
-        self.queue.retain(|waiter| waiter.ticket != ticket);
-    }
-
-    /// Programs waiting for room.
-    pub(crate) fn queued(&self) -> usize {
-        self.queue.len()
-    }
-
-    /// Wakes the program that is next for room.
-    pub(crate) fn wake_first(&self) {
-        if let Some(first) = self.queue.front() {
-            first.waker.wake_by_ref();
+    fn admit(&mut self, frame: u32, to_main: bool) -> u32 {
+        let pages = self.table.pages(frame);
+        self.frames += 1;
+        self.pages += pages;
+        self.peak = self.peak.max(self.pages);
+        match to_main {
+            true => MAIN | self.main.enter(frame, pages),
+            false => self.probation.enter(frame, pages),
         }
     }
 
-    /// Waits for a frame in another owner's hands.
-    pub(crate) fn stand_by(&mut self, waker: &Waker) {
-        if !self.bystanders.iter().any(|known| known.will_wake(waker)) {
-            self.bystanders.push(waker.clone());
-        }
+    /// What victims have more than fresh frames need: it stays on the accounts until the victims are
+    /// really unpinned, since nobody may use it before.
+    pub(crate) fn reserve_excess(&mut self, victims: &[u32], fresh: &[u32]) -> Room {
+        let pages =
+            |frames: &[u32]| frames.iter().map(|frame| self.table.pages(*frame)).sum::<u32>();
+        let excess = Room {
+            pages: pages(victims).saturating_sub(pages(fresh)),
+            frames: (victims.len() as u32).saturating_sub(fresh.len() as u32),
+        };
+        self.pages += excess.pages;
+        self.frames += excess.frames;
+        excess
     }
 
-    /// Wakes everybody who waits for a frame in another owner's hands.
-    pub(crate) fn wake_bystanders(&mut self) {
-        for waker in self.bystanders.drain(..) {
-            waker.wake();
+    /// The reserved room is free.
+    pub(crate) fn free(&mut self, reserved: Room) {
+        self.pages -= reserved.pages;
+        self.frames -= reserved.frames;
+    }
+
+    /// Takes a frame off the accounts; its word, which the caller owns, gets a stamp if it is a ghost
+    /// from now on.
+    pub(crate) fn leave(&mut self, word: &StateWord, departure: Departure) {
+        let slot = word.place();
+        let is_main = slot & MAIN != 0;
+        let circle = if is_main { &mut self.main } else { &mut self.probation };
+        let pages = self.table.pages(circle.frame(slot & !MAIN));
+        circle.leave(slot & !MAIN, pages);
+        self.frames -= 1;
+        self.pages -= pages;
+        if departure == Departure::Evicted && !is_main {
+            self.departures = self.departures.wrapping_add(1).max(1);
+            word.move_to(self.departures);
+        } else {
+            word.move_to(0);
         }
     }
 }
@@ -168,72 +276,128 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::GuestMap;
+    use std::sync::Arc;
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
     use zerocopy::FromZeros;
 
-    fn words(count: usize) -> Box<[StateWord]> {
-        <[StateWord]>::new_box_zeroed_with_elems(count).unwrap()
+    struct Fixture {
+        ledger: Ledger,
+        words: Box<[StateWord]>,
     }
 
-    fn pin(ledger: &mut Ledger, words: &[StateWord], frame: u32) {
-        let slot = ledger.enter(frame);
-        assert!(words[frame as usize].claim(slot));
-        words[frame as usize].ready();
-    }
-
-    #[test]
-    fn the_hand_spares_used_frames_once_and_busy_ones_always() {
-        let words = words(4);
-        let mut ledger = Ledger::new(3);
-        for frame in 0..3 {
-            pin(&mut ledger, &words, frame);
-            words[frame as usize].release();
+    fn fixture(frames: usize, limit: u32) -> Fixture {
+        let memory =
+            GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), frames << FRAME_SHIFT)]);
+        let map = GuestMap::new(Arc::new(memory.unwrap())).unwrap();
+        Fixture {
+            ledger: Ledger::new(FrameTable::of(&map), limit, u32::MAX),
+            words: <[StateWord]>::new_box_zeroed_with_elems(frames).unwrap(),
         }
-        words[0].take();
-        words[0].release();
-        words[1].take();
-        let mut victims = Vec::new();
-        assert!(ledger.make_room(1, &words, &mut victims));
-        assert_eq!(victims, [2], "0 was used again, 1 is in use");
-        words[2].restore();
-        victims.clear();
-        assert!(ledger.make_room(2, &words, &mut victims));
-        assert_eq!(victims.len(), 2);
-        assert!(!victims.contains(&1));
+    }
+
+    impl Fixture {
+        /// Uses a frame for a moment; whether it was there.
+        fn touch(&mut self, frame: u32) -> bool {
+            let word = &self.words[frame as usize];
+            if word.take() == crate::word::Taken::Hit {
+                word.release();
+                return true;
+            }
+            let mut victims = Vec::new();
+            assert!(self.ledger.make_room(&[frame], &self.words, &mut victims));
+            for victim in victims {
+                self.ledger.leave(&self.words[victim as usize], Departure::Evicted);
+                self.words[victim as usize].vacate();
+            }
+            assert!(word.claim(self.ledger.enter(frame, word), false));
+            word.ready();
+            word.release();
+            false
+        }
+
+        fn is_pinned(&self, frame: u32) -> bool {
+            !self.words[frame as usize].is_absent()
+        }
     }
 
     #[test]
-    fn no_room_claims_nothing() {
-        let words = words(4);
-        let mut ledger = Ledger::new(2);
-        pin(&mut ledger, &words, 0);
-        pin(&mut ledger, &words, 1);
-        words[1].release();
+    fn frames_in_use_are_never_victims() {
+        let mut f = fixture(8, 3);
+        for frame in 0..3 {
+            f.touch(frame);
+        }
+        f.words[0].take();
         let mut victims = Vec::new();
-        assert!(!ledger.make_room(2, &words, &mut victims));
+        assert!(f.ledger.make_room(&[3, 4], &f.words, &mut victims));
+        assert_eq!(victims, [1, 2]);
+        for victim in victims.drain(..) {
+            f.words[victim as usize].restore();
+        }
+        assert!(!f.ledger.make_room(&[3, 4, 5], &f.words, &mut victims));
         assert!(victims.is_empty());
-        assert_eq!(words[1].try_evict(false), Eviction::Claimed, "1 was put back");
+        assert_eq!(f.words[1].try_evict(false), Eviction::Claimed, "1 was put back");
     }
 
     #[test]
-    fn the_queue_keeps_order_and_places() {
-        let mut ledger = Ledger::new(0);
-        let waker = Waker::noop();
-        let first = ledger.queue_up(None, waker);
-        let second = ledger.queue_up(None, waker);
-        assert_eq!(ledger.queue_up(Some(first), waker), first, "a place is kept");
-        assert!(!ledger.is_behind(Some(first)));
-        assert!(ledger.is_behind(Some(second)) && ledger.is_behind(None));
-        ledger.leave_queue(first);
-        assert!(!ledger.is_behind(Some(second)));
-        assert_eq!(ledger.queued(), 1);
+    fn a_stream_of_new_frames_leaves_the_used_ones_alone() {
+        let mut f = fixture(1000, 100);
+        for _ in 0..3 {
+            for frame in 0..50 {
+                f.touch(frame);
+            }
+        }
+        for frame in 100..1000 {
+            f.touch(frame);
+        }
+        let stayed = (0..50).filter(|frame| f.is_pinned(*frame)).count();
+        assert_eq!(stayed, 50, "used frames went for a stream");
+        assert_eq!(f.ledger.pinned_bytes(), 100 << FRAME_SHIFT);
     }
 
     #[test]
-    fn slots_are_reused() {
-        let mut ledger = Ledger::new(9);
-        let slot = ledger.enter(3);
-        ledger.leave(slot);
-        assert_eq!(ledger.enter(4), slot);
-        assert_eq!((ledger.pinned(), ledger.peak()), (1, 1));
+    fn what_comes_back_soon_goes_to_the_main_circle() {
+        let mut f = fixture(100, 10);
+        for frame in 0..11 {
+            f.touch(frame);
+        }
+        assert!(!f.is_pinned(0), "first in, first out");
+        f.touch(0);
+        for frame in 20..60 {
+            f.touch(frame);
+        }
+        assert!(f.is_pinned(0), "a ghost that came back is not on probation again");
+    }
+
+    #[test]
+    fn everything_idle_can_go() {
+        let mut f = fixture(20, 10);
+        for _ in 0..2 {
+            for frame in 0..10 {
+                f.touch(frame);
+            }
+        }
+        let mut victims = Vec::new();
+        f.ledger.shed(0, &f.words, &mut victims);
+        assert_eq!(victims.len(), 10, "second chances and promotions do not hide frames");
+        for victim in victims {
+            f.ledger.leave(&f.words[victim as usize], Departure::Released);
+            f.words[victim as usize].vacate();
+        }
+        assert_eq!((f.ledger.pinned_bytes(), f.ledger.frames()), (0, vec![]));
+        assert_eq!(f.ledger.peak_bytes(), 10 << FRAME_SHIFT);
+    }
+
+    #[test]
+    fn a_pinner_with_few_places_is_respected() {
+        let mut f = fixture(20, 10);
+        f.ledger.most_frames = 2;
+        f.touch(0);
+        f.touch(1);
+        f.touch(2);
+        assert_eq!(f.ledger.frames().len(), 2);
+        f.words[1].take();
+        f.words[2].take();
+        assert!(!f.ledger.make_room(&[3], &f.words, &mut Vec::new()));
     }
 }

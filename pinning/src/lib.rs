@@ -35,21 +35,37 @@
 #![cfg_attr(loom, allow(dead_code))]
 
 #[cfg(not(loom))]
+mod clock;
+#[cfg(not(loom))]
+mod frame_table;
+#[cfg(not(loom))]
+mod granule;
+#[cfg(not(loom))]
 mod hold;
 mod host;
 #[cfg(not(loom))]
 mod ledger;
 #[cfg(not(loom))]
+mod line;
+#[cfg(not(loom))]
 mod map;
 pub mod memlock;
 mod mode;
 #[cfg(not(loom))]
-mod pinner;
+mod patience;
+#[cfg(not(loom))]
+pub mod pinner;
 #[cfg(not(loom))]
 mod pool;
+#[cfg(not(loom))]
+mod reuse;
+#[cfg(not(loom))]
+mod self_check;
 mod sync;
 mod word;
 
+#[cfg(not(loom))]
+pub use granule::{Granule, GranuleError};
 #[cfg(not(loom))]
 pub use hold::{Hold, Tally};
 pub use host::HostRange;
@@ -57,12 +73,17 @@ pub use host::HostRange;
 pub use map::{GuestMap, MapError, Region};
 pub use mode::Mode;
 #[cfg(not(loom))]
-pub use pinner::{Pinner, Resident};
+pub use pinner::{Pinner, Registered, Resident, Run, Stopped};
 #[cfg(not(loom))]
-pub use pool::{HoldError, Pool, PoolError};
+pub use pool::{
+    BudgetError, HoldError, Pool, PoolError, PoolOptions, WholeGuest, WithdrawError, Withdrawn,
+};
+#[cfg(not(loom))]
+pub use reuse::Sizing;
 
 /// log2 of [`FRAME`].
 pub const FRAME_SHIFT: u32 = 12;
 
-/// Bytes in a frame, the unit that is pinned, counted and evicted.
+/// Bytes in the smallest frame. A frame is the unit that is pinned, counted and evicted; a region may
+/// have larger ones, see [`Granule`].
 pub const FRAME: u64 = 1 << FRAME_SHIFT;

@@ -2,12 +2,14 @@
 
 use std::any::Any;
 use std::fmt;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
+use vm_memory::{Address, FileOffset, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
-use crate::{FRAME, FRAME_SHIFT, HostRange};
+use crate::granule::{Granule, GranuleError};
+use crate::{FRAME, HostRange};
 
 /// Why a memory layout cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -43,15 +45,21 @@ pub enum MapError {
     /// There is no memory.
     #[error("guest memory has no regions: add memory before devices")]
     Empty,
+    /// The frame size cannot be had.
+    #[error(transparent)]
+    Granule(#[from] GranuleError),
 }
 
-/// One contiguous run of guest memory.
-#[derive(Clone, Copy, Debug)]
+/// One contiguous run of guest memory. It keeps the mapping alive that its bytes are in.
+#[derive(Clone)]
 pub struct Region {
     start: u64,
     len: u64,
     host: HostRange,
     first_frame: u32,
+    frame_shift: u32,
+    file: Option<FileOffset>,
+    _mapping: Arc<dyn Any + Send + Sync>,
 }
 
 impl Region {
@@ -84,23 +92,76 @@ impl Region {
     /// Number of the frame that holds guest address `address`, which is in the region.
     #[inline]
     pub fn frame(&self, address: u64) -> u32 {
-        self.first_frame + ((address - self.start) >> FRAME_SHIFT) as u32
+        self.first_frame + ((address - self.start) >> self.frame_shift) as u32
+    }
+
+    /// Number of its first frame; the others follow.
+    #[inline]
+    pub fn first_frame(&self) -> u32 {
+        self.first_frame
+    }
+
+    /// Frames in it.
+    pub fn frames(&self) -> u32 {
+        (self.len >> self.frame_shift) as u32
+    }
+
+    /// log2 of [`Region::frame_bytes`].
+    #[inline]
+    pub fn frame_shift(&self) -> u32 {
+        self.frame_shift
+    }
+
+    /// Bytes in each of its frames: [`FRAME`] or a larger power of two.
+    pub fn frame_bytes(&self) -> u64 {
+        1 << self.frame_shift
+    }
+
+    /// The file it is mapped from and where in it, if the VMM has said so.
+    pub fn file(&self) -> Option<&FileOffset> {
+        self.file.as_ref()
+    }
+
+    /// The numbers of its frames.
+    pub fn frame_numbers(&self) -> Range<u32> {
+        self.first_frame..self.first_frame + self.frames()
+    }
+
+    /// The bytes of `count` frames from number `first` on, with their guest address; `None` where they
+    /// are not all in this region.
+    pub(crate) fn frames_at(&self, first: u32, count: u32) -> Option<(u64, HostRange)> {
+        let offset = u64::from(first.checked_sub(self.first_frame)?) << self.frame_shift;
+        let bytes = u64::from(count) << self.frame_shift;
+        Some((self.start + offset, self.host.part(offset as usize, bytes as usize)?))
     }
 
     fn offset(&self, address: u64) -> Option<u64> {
         address.checked_sub(self.start).filter(|offset| *offset < self.len)
+    }
+
+    /// Whether it is the same memory at the same place.
+    pub(crate) fn is_same_place(&self, other: &Region) -> bool {
+        (self.start, self.len, self.host.as_ptr()) == (other.start, other.len, other.host.as_ptr())
+    }
+}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Region {:#x}+{:#x}, frames of {}", self.start, self.len, self.frame_bytes())
     }
 }
 
 /// A snapshot of the VMM's guest memory. Cheap to share, never changed; it keeps the mappings alive.
 pub struct GuestMap {
     regions: Box<[Region]>,
+    granule: Granule,
     frames: u32,
-    _mappings: Arc<dyn Any + Send + Sync>,
+    bytes: u64,
 }
 
 impl GuestMap {
-    /// Takes the regions of `memory`, and a reference to it so that they stay mapped.
+    /// Takes the regions of `memory`, and a reference to it so that they stay mapped. Frames are as
+    /// large as the pages behind them.
     ///
     /// A VMM whose memory is behind `GuestMemoryAtomic` passes `atomic.memory().into_inner()`.
     ///
@@ -111,8 +172,40 @@ impl GuestMap {
     where
         M: GuestMemoryBackend + Send + Sync + 'static,
     {
+        Self::with_granule(memory, Granule::default())
+    }
+
+    /// The same with frames of another size.
+    ///
+    /// # Errors
+    ///
+    /// As [`GuestMap::new`], and for a size that frames cannot have.
+    pub fn with_granule<M>(memory: Arc<M>, granule: Granule) -> Result<Self, MapError>
+    where
+        M: GuestMemoryBackend + Send + Sync + 'static,
+    {
+        Self::build(memory, granule, &[])
+    }
+
+    /// The snapshot that follows this one when the VMM has added or removed regions: those that are
+    /// in both keep their frame numbers, new ones get numbers that neither uses.
+    ///
+    /// # Errors
+    ///
+    /// As [`GuestMap::new`].
+    pub fn replaced_by<M>(&self, memory: Arc<M>) -> Result<Self, MapError>
+    where
+        M: GuestMemoryBackend + Send + Sync + 'static,
+    {
+        Self::build(memory, self.granule, &self.regions)
+    }
+
+    fn build<M>(memory: Arc<M>, granule: Granule, known: &[Region]) -> Result<Self, MapError>
+    where
+        M: GuestMemoryBackend + Send + Sync + 'static,
+    {
         let mut regions = Vec::with_capacity(memory.num_regions());
-        let mut frames = 0u64;
+        let mut taken: Vec<Range<u32>> = known.iter().map(Region::frame_numbers).collect();
         for region in memory.iter() {
             let (start, len) = (region.start_addr().raw_value(), region.len());
             let host = region
@@ -123,20 +216,41 @@ impl GuestMap {
             if !(start | len | host.as_ptr().addr() as u64).is_multiple_of(FRAME) {
                 return Err(MapError::Unaligned { start, len });
             }
-            let first_frame = u32::try_from(frames).map_err(|_| MapError::TooLarge { frames })?;
-            // SAFETY: the region stays mapped while `memory` lives, which `_mappings` holds for as
-            // long as this map; ranges are handed out only by borrowing it or with a clone of its
-            // Arc. Test: `addresses_resolve_inside_regions_only`.
+            if len == 0 {
+                continue;
+            }
+            // SAFETY: the region stays mapped while `memory` lives, which `_mapping` of every region
+            // holds; ranges are handed out only by borrowing it or with a clone of its Arc.
+            // Test: `addresses_resolve_inside_regions_only`.
             let host = unsafe { HostRange::new(host, len as usize) };
-            regions.push(Region { start, len, host, first_frame });
-            frames += len >> FRAME_SHIFT;
+            let file = region.file_offset().cloned();
+            let mut region = Region {
+                start,
+                len,
+                host,
+                first_frame: 0,
+                frame_shift: granule.frame_shift(host, file.as_ref())?,
+                file,
+                _mapping: memory.clone(),
+            };
+            match known.iter().find(|known| known.is_same_place(&region)) {
+                Some(known) => region.first_frame = known.first_frame,
+                None => {
+                    let frames = len >> region.frame_shift;
+                    region.first_frame =
+                        free_numbers(&taken, frames).ok_or(MapError::TooLarge { frames })?;
+                    taken.push(region.frame_numbers());
+                }
+            }
+            regions.push(region);
         }
-        let frames = u32::try_from(frames).map_err(|_| MapError::TooLarge { frames })?;
-        if frames == 0 {
+        if regions.is_empty() {
             return Err(MapError::Empty);
         }
         regions.sort_by_key(|region| region.start);
-        Ok(GuestMap { regions: regions.into(), frames, _mappings: memory })
+        let frames = regions.iter().map(|region| region.frame_numbers().end).max().unwrap_or(0);
+        let bytes = regions.iter().map(Region::len).sum();
+        Ok(GuestMap { regions: regions.into(), granule, frames, bytes })
     }
 
     /// Regions in ascending order of address.
@@ -144,14 +258,14 @@ impl GuestMap {
         &self.regions
     }
 
-    /// Frames in all regions.
+    /// Frame numbers are below this.
     pub fn frames(&self) -> u32 {
         self.frames
     }
 
     /// Bytes in all regions.
     pub fn bytes(&self) -> u64 {
-        u64::from(self.frames) << FRAME_SHIFT
+        self.bytes
     }
 
     /// The region that holds `address`.
@@ -171,19 +285,6 @@ impl GuestMap {
     #[inline]
     pub fn frame(&self, address: u64) -> Option<u32> {
         Some(self.region(address)?.frame(address))
-    }
-
-    /// Guest address of a frame, the inverse of [`GuestMap::frame`].
-    pub fn frame_address(&self, frame: u32) -> Option<u64> {
-        let region = self.region_of_frame(frame)?;
-        Some(region.start + (u64::from(frame - region.first_frame) << FRAME_SHIFT))
-    }
-
-    /// The bytes of `count` adjacent frames in this process; `None` where they are not in one region.
-    pub fn frames_host(&self, first: u32, count: u32) -> Option<HostRange> {
-        let region = self.region_of_frame(first)?;
-        let offset = u64::from(first - region.first_frame) << FRAME_SHIFT;
-        region.host.part(offset as usize, (u64::from(count) << FRAME_SHIFT) as usize)
     }
 
     /// The bytes from `address` to the end of its region, at most `most`; `None` outside memory.
@@ -236,15 +337,18 @@ impl GuestMap {
         }
         true
     }
+}
 
-    fn region_of_frame(&self, frame: u32) -> Option<&Region> {
-        // Frame numbers follow the order in which the VMM listed its regions, not addresses.
-        self.regions.iter().find(|region| {
-            frame
-                .checked_sub(region.first_frame)
-                .is_some_and(|index| u64::from(index) < region.len >> FRAME_SHIFT)
-        })
-    }
+/// The lowest number from which `frames` numbers are in none of `taken`.
+fn free_numbers(taken: &[Range<u32>], frames: u64) -> Option<u32> {
+    let is_free = |first: u64| {
+        let last = first + frames;
+        last <= u64::from(u32::MAX)
+            && taken.iter().all(|other| last <= other.start.into() || first >= other.end.into())
+    };
+    let ends = taken.iter().map(|other| u64::from(other.end));
+    let first = ends.chain([0]).filter(|first| is_free(*first)).min()?;
+    u32::try_from(first).ok()
 }
 
 impl fmt::Debug for GuestMap {
@@ -274,11 +378,9 @@ mod tests {
         assert_eq!(map.frame(0x20fff), Some(6));
         assert_eq!(map.frame(0x21000), None);
         assert_eq!(map.frame(u64::MAX), None);
-        for frame in 0..7 {
-            assert_eq!(map.frame(map.frame_address(frame).unwrap()), Some(frame));
-        }
-        assert_eq!(map.frame_address(7), None);
-        assert!(map.frames_host(3, 2).is_none(), "frames 3 and 4 are in different regions");
+        let last = &map.regions()[2];
+        assert_eq!(last.frames_at(6, 1).map(|(address, _)| address), Some(0x20000));
+        assert!(last.frames_at(5, 1).is_none() && last.frames_at(6, 2).is_none());
         assert_eq!(map.bytes_from(0x3ff0, 64).map(|range| range.len()), Some(16));
     }
 
@@ -293,6 +395,45 @@ mod tests {
         assert!(!map.write(u64::MAX - 1, &[0; 4]));
         assert_eq!(map.load_doubleword(0xff8).map(|bytes| bytes[6]), Some(1));
         assert_eq!(map.load_word(0x2000), None);
+    }
+
+    #[test]
+    fn regions_that_stay_keep_their_frame_numbers() {
+        let first = GuestMemoryMmap::<()>::from_ranges(&[
+            (GuestAddress(0), 0x4000),
+            (GuestAddress(0x10000), 0x2000),
+        ])
+        .unwrap();
+        let map = GuestMap::new(Arc::new(first.clone())).unwrap();
+        let (without, gone) = first.remove_region(GuestAddress(0), 0x4000).unwrap();
+        let shrunk = map.replaced_by(Arc::new(without.clone())).unwrap();
+        assert_eq!((shrunk.frame(0x10000), shrunk.frame(0)), (Some(4), None));
+        assert_eq!(shrunk.bytes(), 0x2000);
+        let back = without.insert_region(gone).unwrap();
+        let grown = shrunk.replaced_by(Arc::new(back)).unwrap();
+        assert_eq!((grown.frame(0x10000), grown.frame(0x3000)), (Some(4), Some(3)));
+    }
+
+    #[test]
+    fn frame_numbers_are_found_between_others() {
+        assert_eq!(free_numbers(&[], 10), Some(0));
+        assert_eq!(free_numbers(&[0..4, 10..12], 6), Some(4));
+        assert_eq!(free_numbers(&[0..4, 10..12], 7), Some(12));
+        assert_eq!(free_numbers(&[5..9, 9..10], 5), Some(0));
+        assert_eq!(free_numbers(&[1..9, 9..u32::MAX], 2), None);
+        assert_eq!(free_numbers(&[], u64::from(u32::MAX) + 1), None);
+    }
+
+    #[test]
+    fn larger_frames_hold_more_pages() {
+        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0x1000), 0x8000)]).unwrap();
+        let map = GuestMap::with_granule(Arc::new(memory), Granule::Bytes(0x4000)).unwrap();
+        let region = &map.regions()[0];
+        let host = region.host().as_ptr().addr() as u64;
+        let largest = 1 << (host | 0x8000 | 0x4000).trailing_zeros();
+        assert_eq!(region.frame_bytes(), largest, "as large as its host address allows");
+        assert_eq!(map.frame(0x1000 + largest), Some(1));
+        assert_eq!(map.frame(0x1fff), Some(0));
     }
 
     #[test]

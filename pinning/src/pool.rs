@@ -3,129 +3,84 @@
 //! A program asks for all its frames at once. If all are pinned, that is one compare-and-swap a
 //! frame and nothing else. If some are not, the program either gets room for all of them in one
 //! step or waits in line **holding nothing**: programs that wait cannot hold what others wait for,
-//! so there is no deadlock, and the first in line is served as soon as enough frames are idle.
+//! so there is no deadlock, and the first in line is served as soon as enough frames are idle. A
+//! program that could never be served runs unpinned where its device allows that.
 //!
 //! Order of a miss: room is booked under the lock; victims are unpinned off the lock; new frames
 //! are pinned off the lock, adjacent ones in one call; the words turn Ready. Victims go before new
-//! frames come, so what is really pinned never exceeds what is booked, and that never the budget.
+//! frames come, so what is really pinned never exceeds what is booked, and that never the budget. A
+//! failure to pin is nobody's memory: the next program tries again.
+
+mod budget;
+mod error;
+mod layout;
+mod misses;
+mod whole_guest;
+mod withdrawal;
 
 use std::future::poll_fn;
-use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
-use std::task::{Context, Poll, Wake, Waker};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 
 use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
 use zerocopy::FromZeros;
 
+use crate::frame_table::FrameTable;
 use crate::hold::{Hold, Tally};
 use crate::ledger::Ledger;
-use crate::word::{Eviction, StateWord, Taken};
-use crate::{FRAME, FRAME_SHIFT, GuestMap, HostRange, Mode, Pinner};
+use crate::patience::Patience;
+use crate::reuse::{ReuseDistances, Sizing, Watched};
+use crate::self_check::SelfCheck;
+use crate::word::{Released, StateWord, Taken};
+use crate::{FRAME, FRAME_SHIFT, GuestMap, Mode, Pinner};
 
-/// Why a pool cannot be made.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum PoolError {
-    /// Less than one frame.
-    #[error("a pin budget of {budget} bytes holds no frame: give at least {FRAME} bytes")]
-    BudgetTooSmall {
-        /// Bytes asked for.
-        budget: u64,
-    },
-    /// No memory for the table of state words.
-    #[error("no memory for the frame table of {frames} frames (8 bytes each)")]
-    TableTooLarge {
-        /// Frames of the guest.
-        frames: u32,
-    },
-    /// The whole guest cannot be pinned within the budget.
-    #[error(
-        "mode pinned needs the whole guest, {guest} bytes, but the budget is {budget}: raise the budget or use mode cached"
-    )]
-    GuestExceedsBudget {
-        /// Bytes of guest memory.
-        guest: u64,
-        /// Bytes of budget.
-        budget: u64,
-    },
-    /// The whole guest could not be pinned.
-    #[error("pinning the whole guest failed: {0}")]
-    Hold(#[from] HoldError),
-}
+pub use error::{BudgetError, HoldError, PoolError, WithdrawError};
+pub use whole_guest::WholeGuest;
+pub use withdrawal::Withdrawn;
 
-/// Why a program's pages cannot be held. The program is refused; nothing of it is held.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum HoldError {
-    /// The program alone needs more than may ever be pinned for it.
-    #[error(
-        "the program needs {need} bytes pinned at once but {which} allows {limit}: raise it or send smaller programs"
-    )]
-    TooLarge {
-        /// Bytes of distinct frames in the program.
-        need: u64,
-        /// The limit that it exceeds, in bytes.
-        limit: u64,
-        /// "the pin budget" or "the subchannel's share".
-        which: &'static str,
-    },
-    /// The pinner refused.
-    #[error("pinner {pinner} could not pin {len} bytes at guest address {address:#x}: {source}{}", remedy(.source))]
-    Pin {
-        /// Its name.
-        pinner: &'static str,
-        /// Guest address of the run.
-        address: u64,
-        /// Bytes of the run.
-        len: usize,
-        /// What it said.
-        source: io::Error,
-    },
-    /// The pinner could not unpin what had to make room; it stays pinned and counted.
-    #[error(
-        "pinner {pinner} could not unpin {len} bytes at guest address {address:#x} to make room: {source}"
-    )]
-    Unpin {
-        /// Its name.
-        pinner: &'static str,
-        /// Guest address of the run.
-        address: u64,
-        /// Bytes of the run.
-        len: usize,
-        /// What it said.
-        source: io::Error,
-    },
-    /// A frame has 16,777,215 users already.
-    #[error("a frame has 16777215 users, as many as can be counted: send fewer programs at once")]
-    Saturated,
-}
+use whole_guest::Leases;
 
-fn remedy(error: &io::Error) -> &'static str {
-    match error.raw_os_error() {
-        Some(libc::ENOMEM | libc::EAGAIN | libc::EPERM) => {
-            " (raise RLIMIT_MEMLOCK with 'ulimit -l', grant CAP_IPC_LOCK, or lower the pin budget)"
-        }
-        _ => "",
-    }
+/// Sampled uses that are counted in one go.
+const SAMPLES_AT_ONCE: usize = 64;
+
+/// Frame numbers that are kept for regions to come where nobody says how many, at least: 16 GiB in
+/// 4 KiB frames. Words cost nothing until they are touched.
+const SPARE_FRAMES: u32 = 4 << 20;
+
+/// What few pools need.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PoolOptions {
+    /// Compare every hit with `/proc/self/pagemap` and panic on a difference: for tests.
+    pub self_check: bool,
+    /// Most bytes of memory that the guest will have, with what is added while it runs. Default:
+    /// four times what it has at the start, and at least 16 GiB.
+    pub max_memory: Option<u64>,
 }
 
 /// Pinned frames of one guest under one budget, shared by all subchannels of a service.
 pub struct Pool {
-    map: Arc<GuestMap>,
     words: Box<[StateWord]>,
     pinner: Box<dyn Pinner>,
-    /// Set once the whole guest is pinned: holding is then free.
-    whole: AtomicBool,
-    /// Programs in the queue for room; a release looks here to see whether anyone cares.
+    /// Those in line for room; a release looks here to see whether anyone cares.
     waiting: CachePadded<AtomicUsize>,
+    /// log2 of the largest frame's size.
+    widest_shift: AtomicU32,
     ledger: Mutex<Ledger>,
+    /// Which frames' reuse is watched; a copy of what `reuse` knows.
+    watched: Watched,
+    reuse: Mutex<ReuseDistances>,
+    self_check: Option<SelfCheck>,
+    /// Times that the pinner failed.
+    failures: AtomicU64,
+    /// Leases of the whole guest. Also: one change of layout, budget or leases at a time.
+    leases: Mutex<Leases>,
 }
 
 impl Pool {
     /// A pool over `map` that pins through `pinner` and never more than `budget` bytes, rounded
-    /// down to whole frames.
+    /// down to whole pages of 4 KiB.
     ///
     /// # Errors
     ///
@@ -135,47 +90,67 @@ impl Pool {
         pinner: Box<dyn Pinner>,
         budget: u64,
     ) -> Result<Self, PoolError> {
-        if budget < FRAME {
-            return Err(PoolError::BudgetTooSmall { budget });
-        }
-        // Zeroed memory is "all absent" and costs nothing until touched.
-        let words = <[StateWord]>::new_box_zeroed_with_elems(map.frames() as usize)
-            .map_err(|_| PoolError::TableTooLarge { frames: map.frames() })?;
-        let limit = u32::try_from(budget >> FRAME_SHIFT).unwrap_or(u32::MAX);
-        Ok(Pool {
-            map,
-            words,
-            pinner,
-            whole: AtomicBool::new(false),
-            waiting: CachePadded::new(AtomicUsize::new(0)),
-            ledger: Mutex::new(Ledger::new(limit)),
-        })
+        Self::with_options(map, pinner, budget, PoolOptions::default())
     }
 
-    /// Pins the whole guest, region by region; from then on holding is free.
+    /// The same with options.
     ///
     /// # Errors
     ///
-    /// The guest exceeds the budget, or the pinner fails; nothing more is pinned then.
-    pub fn pin_whole_guest(&self) -> Result<(), PoolError> {
-        let guest = self.map.bytes();
-        if guest > self.budget_bytes() {
-            return Err(PoolError::GuestExceedsBudget { guest, budget: self.budget_bytes() });
+    /// As [`Pool::new`], and where the self-check cannot read what it needs.
+    pub fn with_options(
+        map: Arc<GuestMap>,
+        pinner: Box<dyn Pinner>,
+        budget: u64,
+        options: PoolOptions,
+    ) -> Result<Self, PoolError> {
+        let table = FrameTable::of(&map);
+        let least = 1 << table.widest_shift();
+        if budget < least {
+            return Err(PoolError::BudgetTooSmall { budget, least });
         }
-        let mut hold = Hold::default();
-        (0..self.map.frames()).for_each(|frame| hold.want(frame));
-        self.hold_blocking(&mut hold)?;
-        // Held for good by the pool itself: the list goes, the in-use counts stay.
-        hold.held.clear();
-        // Release: pairs with the Acquire in `poll_hold`.
-        self.whole.store(true, Ordering::Release);
-        Ok(())
+        let frames = match options.max_memory {
+            Some(bytes) => u32::try_from(bytes.div_ceil(FRAME)).unwrap_or(u32::MAX),
+            None => map.frames().saturating_mul(4).max(SPARE_FRAMES),
+        };
+        let frames = frames.max(map.frames());
+        // Zeroed memory is "all absent" and costs nothing until touched.
+        let words = <[StateWord]>::new_box_zeroed_with_elems(frames as usize)
+            .map_err(|_| PoolError::TableTooLarge { frames })?;
+        let self_check = match options.self_check {
+            true => Some(SelfCheck::new(frames).map_err(PoolError::SelfCheck)?),
+            false => None,
+        };
+        let most_frames = match pinner.joins_frames() {
+            true => u32::MAX,
+            false => pinner.most_runs().unwrap_or(u32::MAX),
+        };
+        if most_frames == 0 {
+            return Err(PoolError::NoPlace { pinner: pinner.name() });
+        }
+        let reuse = ReuseDistances::new(map.frames());
+        Ok(Pool {
+            words,
+            pinner,
+            waiting: CachePadded::new(AtomicUsize::new(0)),
+            widest_shift: AtomicU32::new(table.widest_shift()),
+            ledger: Mutex::new(Ledger::new(table, pages(budget), most_frames)),
+            watched: reuse.watched(),
+            reuse: Mutex::new(reuse),
+            self_check,
+            failures: AtomicU64::new(0),
+            leases: Mutex::default(),
+        })
     }
 
     /// Holds every frame that `hold` wants, waiting for room where there is none.
     ///
     /// Pending means nothing is held and the waker is kept. A future dropped meanwhile must call
     /// [`Pool::forget`].
+    ///
+    /// Where the pinner is not needed ([`Pinner::is_needed`]), a program that could never be held, or
+    /// whose pages the system refuses to pin, is let through holding nothing:
+    /// [`Tally::unpinned`] says so.
     ///
     /// # Errors
     ///
@@ -185,24 +160,21 @@ impl Pool {
         if hold.ticket.is_none() {
             hold.tally = Tally { gets: hold.wanted.len() as u32, ..Tally::default() };
         }
-        // Acquire: pairs with the Release in `pin_whole_guest`.
-        if self.whole.load(Ordering::Acquire) {
-            hold.tally.hits = hold.tally.gets;
-            return Poll::Ready(Ok(()));
-        }
-        if hold.limit.is_some_and(|share| hold.wanted.len() > share as usize)
+        if hold.limit.is_some_and(|share| self.may_exceed(hold, share))
             && let Err(error) = self.check_size(hold)
         {
-            self.forget(hold);
-            return Poll::Ready(Err(error));
+            return Poll::Ready(self.give_up(hold, error));
         }
         match self.take_all(hold) {
             Ok(true) if hold.ticket.is_none() => {
                 hold.tally.hits = hold.tally.gets;
+                if let Some(self_check) = &self.self_check {
+                    self_check.check(&hold.held, &self.table());
+                }
                 Poll::Ready(Ok(()))
             }
             Ok(_) => self.poll_misses(hold, cx),
-            Err(error) => Poll::Ready(Err(error)),
+            Err(error) => Poll::Ready(self.give_up(hold, error)),
         }
     }
 
@@ -212,7 +184,7 @@ impl Pool {
     ///
     /// As there.
     pub async fn hold(&self, hold: &mut Hold) -> Result<(), HoldError> {
-        let guard = QueueGuard { pool: self, hold };
+        let guard = PlaceInLine { pool: self, hold };
         poll_fn(|cx| guard.pool.poll_hold(guard.hold, cx)).await
     }
 
@@ -222,13 +194,13 @@ impl Pool {
     ///
     /// As there.
     pub fn hold_blocking(&self, hold: &mut Hold) -> Result<(), HoldError> {
-        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-        let mut cx = Context::from_waker(&waker);
+        let patience = Patience::unlimited();
+        let mut cx = Context::from_waker(patience.waker());
         loop {
             match self.poll_hold(hold, &mut cx) {
                 Poll::Ready(result) => return result,
-                Poll::Pending => std::thread::park(),
-            }
+                Poll::Pending => patience.wait(),
+            };
         }
     }
 
@@ -245,10 +217,14 @@ impl Pool {
             self.let_go(hold);
         }
         // SeqCst: ordered with the SeqCst count in `StateWord::release` above and with the waiter's
-        // add in `wait_for_room`: a waiter that we miss here retries after its add and sees our
+        // store in `misses::line_up`: a waiter that we miss here retries after its store and sees our
         // release.
         if self.waiting.load(Ordering::SeqCst) != 0 {
-            self.ledger.lock().wake_first();
+            self.ledger.lock().line.wake_first();
+        }
+        hold.uses += hold.tally.gets;
+        if hold.sampled.len() >= SAMPLES_AT_ONCE {
+            self.count_samples(hold);
         }
     }
 
@@ -256,20 +232,20 @@ impl Pool {
     pub fn forget(&self, hold: &mut Hold) {
         if let Some(ticket) = hold.ticket.take() {
             let mut ledger = self.ledger.lock();
-            ledger.leave_queue(ticket);
-            self.waiting.store(ledger.queued(), Ordering::SeqCst);
-            ledger.wake_first();
+            ledger.line.leave(ticket);
+            self.waiting.store(ledger.line.len(), Ordering::SeqCst);
+            ledger.line.wake_first();
         }
     }
 
     /// Bytes pinned now.
     pub fn pinned_bytes(&self) -> u64 {
-        u64::from(self.ledger.lock().pinned()) << FRAME_SHIFT
+        self.ledger.lock().pinned_bytes()
     }
 
     /// Most bytes that were pinned at one time.
     pub fn peak_bytes(&self) -> u64 {
-        u64::from(self.ledger.lock().peak()) << FRAME_SHIFT
+        self.ledger.lock().peak_bytes()
     }
 
     /// Bytes that may be pinned.
@@ -283,320 +259,110 @@ impl Pool {
         self.waiting.load(Ordering::Relaxed)
     }
 
+    /// Times that the pinner failed where a program went on all the same.
+    pub fn failures(&self) -> u64 {
+        // Relaxed: a counter.
+        self.failures.load(Ordering::Relaxed)
+    }
+
     /// Name of the pinner.
     pub fn pinner(&self) -> &'static str {
         self.pinner.name()
     }
 
-    /// The memory it pins.
-    pub fn map(&self) -> &Arc<GuestMap> {
-        &self.map
+    /// The hit rates that budgets around the present one would have, by the reuse distances seen
+    /// lately; empty before enough was seen. An estimate: from a sample of frames, and for an exact
+    /// LRU.
+    pub fn sizing(&self) -> Vec<Sizing> {
+        let (budget, guest) = {
+            let ledger = self.ledger.lock();
+            (u64::from(ledger.limit()) << FRAME_SHIFT, ledger.table().bytes())
+        };
+        self.reuse.lock().sizing(budget, guest)
     }
 
-    /// Unpins every frame that nobody uses; returns how many bytes that freed.
-    ///
-    /// # Errors
-    ///
-    /// The pinner could not unpin; what it kept stays counted.
-    pub fn unpin_all_idle(&self) -> Result<u64, HoldError> {
-        let before = self.pinned_bytes();
-        let mut hold = Hold::default();
-        let frames = self.ledger.lock().frames();
-        self.unpin_idle(&mut hold, frames.into_iter())?;
-        Ok(before.saturating_sub(self.pinned_bytes()))
+    /// The hit rate that a budget of `bytes` would have; as [`Pool::sizing`].
+    pub fn hit_rate_at(&self, bytes: u64) -> Option<f64> {
+        self.reuse.lock().hit_rate(bytes)
     }
 
     /// Takes every wanted frame that is pinned; the rest goes to `missing`. Whether none is missing.
     #[inline]
     fn take_all(&self, hold: &mut Hold) -> Result<bool, HoldError> {
-        hold.missing.clear();
-        for &frame in &hold.wanted {
+        let Hold { wanted, held, missing, .. } = hold;
+        missing.clear();
+        let mut sampled = false;
+        for &frame in wanted.iter() {
             match self.words[frame as usize].take() {
-                Taken::Hit => hold.held.push(frame),
-                Taken::Absent | Taken::Busy => hold.missing.push(frame),
+                Taken::Hit => held.push(frame),
+                Taken::SampledHit => {
+                    sampled = true;
+                    held.push(frame);
+                }
+                Taken::Absent | Taken::Busy => missing.push(frame),
                 Taken::Saturated => {
                     self.let_go(hold);
                     return Err(HoldError::Saturated);
                 }
             }
         }
+        if sampled {
+            self.sample_held(hold);
+        }
         Ok(hold.missing.is_empty())
+    }
+
+    /// Notes the sampled ones of the frames just taken.
+    #[cold]
+    fn sample_held(&self, hold: &mut Hold) {
+        for index in 0..hold.held.len() {
+            let frame = hold.held[index];
+            if self.watched.has(frame) {
+                hold.sample(frame);
+            }
+        }
+    }
+
+    /// Counts the sampled uses. Where another thread is just counting, later.
+    #[cold]
+    fn count_samples(&self, hold: &mut Hold) {
+        if let Some(mut reuse) = self.reuse.try_lock() {
+            let table = self.table();
+            reuse.used(std::mem::take(&mut hold.uses).into());
+            for frame in hold.sampled.drain(..) {
+                reuse.touch(frame, table.pages(frame));
+            }
+        }
     }
 
     /// Drops one use of every held frame.
     #[inline]
     fn let_go(&self, hold: &mut Hold) {
+        let mut drained = false;
         for frame in hold.held.drain(..) {
-            self.words[frame as usize].release();
+            drained |= self.words[frame as usize].release() == Released::Drained;
+        }
+        if drained {
+            self.tell_withdrawers();
         }
     }
 
-    /// Drops one use of every held frame and unpins those that were in their last use.
-    fn release_and_unpin(&self, hold: &mut Hold) {
-        let mut held = std::mem::take(&mut hold.held);
-        held.retain(|frame| self.words[*frame as usize].release());
-        if let Err(error) = self.unpin_idle(hold, held.iter().copied()) {
-            // Still pinned and still counted: said, and tried again by whoever needs the room.
-            tracing::error!(%error, "on-demand release left frames pinned");
-        }
-        held.clear();
-        hold.held = held;
-    }
-
-    /// The slow path: some frames are missing, or the program stands in line and it may be its turn.
+    /// A frame's last user has gone, for which a withdrawal waits.
     #[cold]
-    fn poll_misses(&self, hold: &mut Hold, cx: &mut Context<'_>) -> Poll<Result<(), HoldError>> {
-        match self.pin_missing(hold, cx.waker()) {
-            Ok(true) => {
-                self.forget(hold);
-                let tally = &mut hold.tally;
-                tally.hits = tally.gets.saturating_sub(tally.misses);
-                Poll::Ready(Ok(()))
-            }
-            Ok(false) => {
-                hold.tally.waits += 1;
-                // Wait holding nothing (see the module's head); what this frees may be what the
-                // first in line waits for.
-                self.let_go(hold);
-                let ledger = self.ledger.lock();
-                if ledger.is_behind(hold.ticket) {
-                    ledger.wake_first();
-                }
-                Poll::Pending
-            }
-            Err(error) => {
-                self.release(hold, Mode::Cached);
-                self.forget(hold);
-                Poll::Ready(Err(error))
-            }
-        }
+    fn tell_withdrawers(&self) {
+        self.ledger.lock().line.wake_bystanders();
     }
 
-    /// Pins what is missing. `false`: not now; the waker is where it will be woken.
-    fn pin_missing(&self, hold: &mut Hold, waker: &Waker) -> Result<bool, HoldError> {
-        self.check_size(hold)?;
-        loop {
-            let Hold { missing, held, .. } = hold;
-            missing.retain(|&frame| match self.words[frame as usize].take() {
-                Taken::Hit => {
-                    held.push(frame);
-                    false
-                }
-                _ => true,
-            });
-            if missing.is_empty() {
-                return Ok(true);
-            }
-            if !self.book(hold, waker) {
-                return Ok(false);
-            }
-            self.unpin_booked_victims(hold)?;
-            self.pin_fresh(hold)?;
-            let Hold { missing, fresh, .. } = hold;
-            missing.retain(|frame| fresh.binary_search(frame).is_err());
-        }
+    /// Whether the wanted frames, all of the largest size, would be more than `limit` pages.
+    #[inline]
+    fn may_exceed(&self, hold: &Hold, limit: u32) -> bool {
+        // Relaxed: it changes before programs can want the frames that it grew for.
+        let widest = self.widest_shift.load(Ordering::Relaxed) - FRAME_SHIFT;
+        hold.wanted.len() << widest > limit as usize
     }
 
-    /// Refuses a program that could never be held.
-    fn check_size(&self, hold: &mut Hold) -> Result<(), HoldError> {
-        let budget = self.ledger.lock().limit();
-        let share = hold.limit.unwrap_or(u32::MAX);
-        let limit = budget.min(share);
-        if hold.wanted.len() <= limit as usize {
-            return Ok(());
-        }
-        let need = hold.distinct();
-        if need <= limit as usize {
-            return Ok(());
-        }
-        Err(HoldError::TooLarge {
-            need: (need as u64) << FRAME_SHIFT,
-            limit: u64::from(limit) << FRAME_SHIFT,
-            which: if budget <= share { "the pin budget" } else { "the subchannel's share" },
-        })
-    }
-
-    /// Under the lock: claims the absent ones of the missing frames into `fresh`, with room for all
-    /// of them, and the frames that must go for it into `victims`. `false`: not now; the waker waits.
-    ///
-    /// Words turn from Absent to Pinning here only, so what is absent stays so under the lock; and
-    /// owners wake bystanders under the lock after they let a word go, so a word seen busy here
-    /// will be reported.
-    fn book(&self, hold: &mut Hold, waker: &Waker) -> bool {
-        let mut ledger = self.ledger.lock();
-        let Hold { missing, fresh, victims, ticket, .. } = hold;
-        if ledger.is_behind(*ticket) {
-            *ticket = Some(ledger.queue_up(*ticket, waker));
-            self.waiting.store(ledger.queued(), Ordering::SeqCst);
-            return false;
-        }
-        fresh.clear();
-        fresh.extend(missing.iter().filter(|frame| self.words[**frame as usize].is_absent()));
-        fresh.sort_unstable();
-        fresh.dedup();
-        if fresh.is_empty() {
-            if missing.iter().any(|frame| self.words[*frame as usize].is_owned()) {
-                ledger.stand_by(waker);
-                return false;
-            }
-            // All have become ready meanwhile: nothing to pin, take them.
-            victims.clear();
-            return true;
-        }
-        victims.clear();
-        let need = fresh.len() as u32;
-        if !ledger.make_room(need, &self.words, victims) {
-            *ticket = Some(ledger.queue_up(*ticket, waker));
-            self.waiting.store(ledger.queued(), Ordering::SeqCst);
-            // Pairs with the SeqCst pair in `release`: either the releaser sees the count above, or
-            // this second look sees its release.
-            fence(Ordering::SeqCst);
-            if !ledger.make_room(need, &self.words, victims) {
-                return false;
-            }
-        }
-        for &victim in victims.iter() {
-            ledger.leave(self.words[victim as usize].slot());
-        }
-        for &frame in fresh.iter() {
-            let claimed = self.words[frame as usize].claim(ledger.enter(frame));
-            debug_assert!(
-                claimed,
-                "frame {frame} was absent under the lock but could not be claimed"
-            );
-        }
-        victims.sort_unstable();
-        true
-    }
-
-    /// Unpins victims that `book` has taken off the accounts already.
-    fn unpin_booked_victims(&self, hold: &mut Hold) -> Result<(), HoldError> {
-        let Hold { fresh, victims, tally, .. } = hold;
-        if victims.is_empty() {
-            return Ok(());
-        }
-        let (gone, result) = self.unpin(victims);
-        for &victim in &victims[..gone] {
-            self.words[victim as usize].vacate();
-        }
-        tally.evictions += gone as u32;
-        let mut ledger = self.ledger.lock();
-        if result.is_err() {
-            // Nothing new may come for what did not go: the booking is undone.
-            for &frame in fresh.iter() {
-                ledger.leave(self.words[frame as usize].slot());
-                self.words[frame as usize].fail();
-            }
-            for &victim in &victims[gone..] {
-                self.words[victim as usize].restore_in(ledger.enter(victim));
-            }
-        }
-        ledger.wake_bystanders();
-        result
-    }
-
-    /// Pins what `book` has claimed, adjacent frames in one call, and holds it.
-    fn pin_fresh(&self, hold: &mut Hold) -> Result<(), HoldError> {
-        let Hold { fresh, held, tally, .. } = hold;
-        if fresh.is_empty() {
-            return Ok(());
-        }
-        let mut pinned = 0;
-        let result = self.for_runs(fresh, |address, host, count| {
-            tally.pin_calls += 1;
-            match self.pinner.pin(address, host) {
-                Ok(()) => {
-                    pinned += count as usize;
-                    Ok(())
-                }
-                Err(source) => Err(HoldError::Pin {
-                    pinner: self.pinner.name(),
-                    address,
-                    len: host.len(),
-                    source,
-                }),
-            }
-        });
-        for &frame in &fresh[..pinned] {
-            self.words[frame as usize].ready();
-            held.push(frame);
-        }
-        tally.misses += pinned as u32;
-        let mut ledger = self.ledger.lock();
-        for &frame in &fresh[pinned..] {
-            ledger.leave(self.words[frame as usize].slot());
-            self.words[frame as usize].fail();
-        }
-        ledger.wake_bystanders();
-        result
-    }
-
-    /// Unpins those of `frames` that nobody uses.
-    fn unpin_idle(
-        &self,
-        hold: &mut Hold,
-        frames: impl Iterator<Item = u32>,
-    ) -> Result<(), HoldError> {
-        let victims = &mut hold.victims;
-        victims.clear();
-        let idle = |frame: &u32| self.words[*frame as usize].try_evict(false) == Eviction::Claimed;
-        victims.extend(frames.filter(idle));
-        if victims.is_empty() {
-            return Ok(());
-        }
-        victims.sort_unstable();
-        let (gone, result) = self.unpin(victims);
-        let mut ledger = self.ledger.lock();
-        for &victim in &victims[..gone] {
-            ledger.leave(self.words[victim as usize].slot());
-            self.words[victim as usize].vacate();
-        }
-        for &victim in &victims[gone..] {
-            self.words[victim as usize].restore();
-        }
-        ledger.wake_bystanders();
-        result
-    }
-
-    /// Unpins `frames`, which are sorted and in Evicting. Returns how many are unpinned; with an
-    /// error, those after them are not.
-    fn unpin(&self, frames: &[u32]) -> (usize, Result<(), HoldError>) {
-        let mut gone = 0;
-        let result = self.for_runs(frames, |address, host, count| {
-            self.pinner.unpin(address, host).map_err(|source| HoldError::Unpin {
-                pinner: self.pinner.name(),
-                address,
-                len: host.len(),
-                source,
-            })?;
-            gone += count as usize;
-            Ok(())
-        });
-        (gone, result)
-    }
-
-    /// Calls `each` with guest address, bytes and frame count of every run of adjacent frames.
-    fn for_runs(
-        &self,
-        frames: &[u32],
-        mut each: impl FnMut(u64, HostRange, u32) -> Result<(), HoldError>,
-    ) -> Result<(), HoldError> {
-        let mut rest = frames;
-        while let [first, ..] = *rest {
-            let mut count = 1;
-            while rest.get(count as usize) == Some(&(first + count))
-                && self.map.frames_host(first, count + 1).is_some()
-            {
-                count += 1;
-            }
-            if let (Some(address), Some(host)) =
-                (self.map.frame_address(first), self.map.frames_host(first, count))
-            {
-                each(address, host, count)?;
-            }
-            rest = &rest[count as usize..];
-        }
-        Ok(())
+    fn table(&self) -> FrameTable {
+        self.ledger.lock().table().clone()
     }
 }
 
@@ -605,9 +371,9 @@ impl std::fmt::Debug for Pool {
         let ledger = self.ledger.lock();
         f.debug_struct("Pool")
             .field("pinner", &self.pinner.name())
-            .field("pinned_frames", &ledger.pinned())
-            .field("limit_frames", &ledger.limit())
-            .field("queued", &ledger.queued())
+            .field("pinned_bytes", &ledger.pinned_bytes())
+            .field("limit_pages", &ledger.limit())
+            .field("queued", &ledger.line.len())
             .finish_non_exhaustive()
     }
 }
@@ -616,11 +382,6 @@ impl std::fmt::Debug for Pool {
 /// be using it.
 impl Drop for Pool {
     fn drop(&mut self) {
-        if *self.whole.get_mut() {
-            for frame in self.ledger.get_mut().frames() {
-                self.words[frame as usize].release();
-            }
-        }
         if let Err(error) = self.unpin_all_idle() {
             tracing::error!(%error, "frames stay pinned");
         }
@@ -628,24 +389,20 @@ impl Drop for Pool {
 }
 
 /// Leaves the line if the future is dropped in it.
-struct QueueGuard<'a> {
+struct PlaceInLine<'a> {
     pool: &'a Pool,
     hold: &'a mut Hold,
 }
 
-impl Drop for QueueGuard<'_> {
+impl Drop for PlaceInLine<'_> {
     fn drop(&mut self) {
         self.pool.forget(self.hold);
     }
 }
 
-/// Wakes a thread that sleeps in [`Pool::hold_blocking`].
-struct Unpark(std::thread::Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
+/// Whole pages of 4 KiB in `bytes`.
+fn pages(bytes: u64) -> u32 {
+    u32::try_from(bytes >> FRAME_SHIFT).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

@@ -45,6 +45,12 @@ impl<D: Device> InProcess<D> {
         self
     }
 
+    /// Lets it see other memory, from its next program on.
+    pub fn set_memory(&mut self, memory: Arc<DmaSpace>) {
+        self.device.see(&memory);
+        self.memory = memory;
+    }
+
     /// Sets the eventfd of the I/O interrupt, or takes it away (SET_IRQS on index 0).
     pub fn set_irq(&mut self, irq: Option<EventFd>) {
         self.irq = irq;
@@ -179,6 +185,10 @@ impl<D: Device> InProcess<D> {
 impl<D: Device> Backend for InProcess<D> {
     fn class(&self) -> DeviceClass {
         self.device_class()
+    }
+
+    fn see(&mut self, memory: &Arc<DmaSpace>) {
+        self.set_memory(memory.clone());
     }
 
     fn start(&mut self, region: &mut IoRegion) -> Result<(), Errno> {

@@ -10,9 +10,12 @@ mod in_process;
 pub mod region;
 mod signalled;
 
+use std::sync::Arc;
+
 use vfio_ccw_metrics::DeviceClass;
 
 use crate::architecture::IrbHead;
+use crate::channel_subsystem::DmaSpace;
 
 pub use in_process::InProcess;
 pub use region::{AsyncRegion, CrwRegion, IoRegion, SchibRegion};
@@ -38,6 +41,9 @@ impl Errno {
 pub(crate) trait Backend {
     /// Class of the device.
     fn class(&self) -> DeviceClass;
+
+    /// The memory that programs reach from now on; none is running.
+    fn see(&mut self, memory: &Arc<DmaSpace>);
 
     /// Writes the I/O region: START SUBCHANNEL.
     fn start(&mut self, region: &mut IoRegion) -> Result<(), Errno>;

@@ -7,6 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
@@ -14,7 +15,7 @@ use vfio_ccw_metrics::DeviceClass;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::architecture::IrbHead;
-use crate::channel_subsystem::Device;
+use crate::channel_subsystem::{Device, DmaSpace};
 
 use super::{Backend, Errno, InProcess, IoRegion};
 
@@ -83,6 +84,13 @@ impl<D> Drop for Signalled<D> {
 impl<D: Device> Backend for Signalled<D> {
     fn class(&self) -> DeviceClass {
         self.link.device.borrow().as_ref().map_or(DeviceClass::Other, InProcess::device_class)
+    }
+
+    fn see(&mut self, memory: &Arc<DmaSpace>) {
+        // It is here: no program is running.
+        if let Some(device) = self.link.device.borrow_mut().as_mut() {
+            device.set_memory(memory.clone());
+        }
     }
 
     fn start(&mut self, region: &mut IoRegion) -> Result<(), Errno> {

@@ -1,12 +1,13 @@
 //! What a device model is to the channel.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use vfio_ccw_metrics::DeviceClass;
 
 use crate::architecture::DeviceStatus;
 
-use super::Data;
+use super::{Data, DmaSpace};
 
 /// A device model: it gets commands with their data areas and answers with device status.
 ///
@@ -22,6 +23,9 @@ pub trait Device {
     /// Executes one command. What [`Data`] hands out is used up in order; what is left is the
     /// residual count.
     fn command(&mut self, code: u8, data: &mut Data<'_>) -> impl Future<Output = Ending>;
+
+    /// The memory that its programs reach from now on, where it does I/O on its own.
+    fn see(&mut self, _memory: &Arc<DmaSpace>) {}
 
     /// Sense data for the unit check just given; it is presented with it (concurrent sense).
     fn take_sense(&mut self) -> Sense;

@@ -61,14 +61,19 @@ pub struct DmaSpace {
 }
 
 impl DmaSpace {
-    /// The space of an in-process device: guest memory at its offset, and a shadow arena.
-    pub(crate) fn in_process(map: &Arc<GuestMap>, arena: &Arena) -> Result<Self, WindowError> {
+    /// The space of an in-process device: guest memory at its offset, which `mapping` keeps mapped,
+    /// and a shadow arena.
+    pub(crate) fn in_process(
+        map: &GuestMap,
+        mapping: Arc<dyn Any + Send + Sync>,
+        arena: &Arena,
+    ) -> Result<Self, WindowError> {
         let mut space = DmaSpace::default();
         space.map(Window::new(arena.iova(), arena.host(), arena.mapping()))?;
         for region in map.regions() {
             let (iova, len) = (region.start(), region.len());
             let iova = iova.checked_add(GUEST_IOVA).ok_or(WindowError::Wraps { iova, len })?;
-            space.map(Window::new(iova, region.host(), map.clone()))?;
+            space.map(Window::new(iova, region.host(), mapping.clone()))?;
         }
         Ok(space)
     }
@@ -164,7 +169,7 @@ mod tests {
     #[test]
     fn guest_memory_and_arena_are_there_and_nothing_else() {
         let (map, arena) = (map(), Arena::new(0, 64).unwrap());
-        let space = DmaSpace::in_process(&map, &arena).unwrap();
+        let space = DmaSpace::in_process(&map, map.clone(), &arena).unwrap();
         map.write(0x1000, &[1, 2, 3, 4, 5, 6, 7, 8]);
         assert_eq!(space.load_doubleword(GUEST_IOVA + 0x1000), Some([1, 2, 3, 4, 5, 6, 7, 8]));
         assert_eq!(space.load_word(GUEST_IOVA + 0x1004), Some([5, 6, 7, 8]));

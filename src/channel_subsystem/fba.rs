@@ -6,13 +6,14 @@
 //! how Linux discards.
 
 use std::io;
+use std::sync::Arc;
 
 use vfio_ccw_metrics::DeviceClass;
 
 use crate::architecture::command;
 use crate::volume::{BLOCK, Direction, FileIo};
 
-use super::{Data, Device, Ending, Extent, Sense, SenseId};
+use super::{Data, Device, DmaSpace, Ending, Extent, Sense, SenseId};
 
 /// Sense bytes it has.
 const SENSE_BYTES: u8 = 24;
@@ -273,6 +274,10 @@ impl Device for Fba {
             }
             _ => self.reject(),
         }
+    }
+
+    fn see(&mut self, memory: &Arc<DmaSpace>) {
+        self.io.see(memory);
     }
 
     fn take_sense(&mut self) -> Sense {

@@ -5,22 +5,34 @@ use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use vfio_ccw_metrics::{GaugeError, Registry};
 use vfio_ccw_pinning::memlock::Memlock;
-use vfio_ccw_pinning::{FRAME, GuestMap, MapError, Mode, Pool, PoolError, Resident};
-use vm_memory::GuestMemoryBackend;
+use vfio_ccw_pinning::{
+    FRAME, Granule, GuestMap, MapError, Mode, Pinner, Pool, PoolError, PoolOptions, Region,
+    Registered, Resident,
+};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
+use crate::channel_subsystem::WindowError;
 use crate::translation::{Limits, StorageKeys};
 use crate::volume::Workers;
 
 use super::Service;
+use super::memory::{Memory, check_reach};
+use super::mode_switch::Aside;
+use super::pinner::PinnerChoice;
 use super::runtime::{Driver, DriverChoice};
 use super::shard::{Interrupts, Plan, ShardLink};
 use super::unfetched::Unfetched;
+use super::view::Layout;
 
 /// Pin budget where none is given, in bytes.
 const DEFAULT_BUDGET: u64 = 64 << 20;
+
+/// Frames spread over the guest that may be locked, each of which splits a mapping in three
+/// (`vm.max_map_count` is 65,530).
+const MOST_SPREAD_FRAMES: u64 = 16_384;
 
 /// Threads for file I/O that would block, where there is no io_uring.
 const FILE_THREADS: usize = 4;
@@ -32,6 +44,9 @@ pub enum ServiceError {
     /// The guest's memory layout.
     #[error(transparent)]
     Memory(#[from] MapError),
+    /// The guest's memory lies where devices cannot address it.
+    #[error(transparent)]
+    Reach(#[from] WindowError),
     /// The pool.
     #[error(transparent)]
     Pool(#[from] PoolError),
@@ -95,6 +110,10 @@ pub struct ServiceBuilder {
     budget: Option<u64>,
     share: Option<u64>,
     mode: Mode,
+    pinner: PinnerChoice,
+    granule: Option<Granule>,
+    max_memory: Option<u64>,
+    self_check: bool,
     driver: DriverChoice,
     interrupts: Interrupts,
     limits: Limits,
@@ -113,6 +132,10 @@ impl Default for ServiceBuilder {
             budget: None,
             share: None,
             mode: Mode::default(),
+            pinner: PinnerChoice::default(),
+            granule: None,
+            max_memory: None,
+            self_check: false,
             driver: DriverChoice::default(),
             interrupts: Interrupts::default(),
             limits: Limits::default(),
@@ -150,9 +173,37 @@ impl ServiceBuilder {
         self
     }
 
-    /// Most bytes that are pinned for one program of one subchannel. Default: the budget.
+    /// Most bytes that are pinned for one program of one subchannel; one that needs more runs
+    /// unpinned, or is refused on a back end that needs pins. Default: the budget.
     pub fn subchannel_budget(mut self, bytes: u64) -> Self {
         self.share = Some(bytes);
+        self
+    }
+
+    /// Size of the frames that are pinned. Default: 4 KiB or the pages behind the memory, and more
+    /// where the budget would be more than 16,384 of them.
+    pub fn granule(mut self, granule: Granule) -> Self {
+        self.granule = Some(granule);
+        self
+    }
+
+    /// Most bytes of memory that the guest will have, see [`Service::replace_memory`]. Default: four
+    /// times what it has now, and at least 16 GiB.
+    pub fn max_memory(mut self, bytes: u64) -> Self {
+        self.max_memory = Some(bytes);
+        self
+    }
+
+    /// Compares every cached page with `/proc/self/pagemap` when it is used, and panics on a
+    /// difference: for tests of a VMM's memory handling. Slow.
+    pub fn self_check(mut self, check: bool) -> Self {
+        self.self_check = check;
+        self
+    }
+
+    /// What pins pages. Default resident.
+    pub fn pinner(mut self, pinner: PinnerChoice) -> Self {
+        self.pinner = pinner;
         self
     }
 
@@ -219,24 +270,30 @@ impl ServiceBuilder {
         in_range("shards", self.shards, 64)?;
         in_range("subchannels", self.subchannels, 65_536)?;
         in_range("ring_entries", self.ring_entries, 4096)?;
-        let map = Arc::new(GuestMap::new(memory)?);
-        let budget = self.budget_for(&map)?;
+        let guest = memory.iter().map(GuestMemoryRegion::len).sum();
+        let budget = self.budget_for(guest)?;
+        let map = Arc::new(GuestMap::with_granule(memory, self.granule_for(budget))?);
+        check_reach(&map)?;
+        warn_of_small_frames(&map, budget);
         let driver = self.driver.decide().map_err(ServiceError::IoUring)?;
-        let pool = Arc::new(Pool::new(map.clone(), Box::new(Resident), budget)?);
-        if self.mode == Mode::Pinned {
-            pool.pin_whole_guest()?;
-        }
+        let options = PoolOptions { self_check: self.self_check, max_memory: self.max_memory };
+        let registered = self.registered(driver)?;
+        let pinner: Box<dyn Pinner> = match &registered {
+            Some(registered) => Box::new(registered.clone()),
+            None => Box::new(Resident),
+        };
+        let pool = Arc::new(Pool::with_options(map.clone(), pinner, budget, options)?);
         let workers = match driver {
             Driver::IoUring => None,
             Driver::Epoll => {
                 Some(Arc::new(Workers::start(FILE_THREADS).map_err(ServiceError::Workers)?))
             }
         };
+        let aside = Arc::new(Aside::default());
         let plan = Plan {
-            map: map.clone(),
             pool: pool.clone(),
-            mode: self.mode,
-            share: self.share,
+            aside: aside.clone(),
+            registered,
             limits: self.limits,
             keys: self.keys,
             unfetched: self.unfetched,
@@ -246,13 +303,18 @@ impl ServiceBuilder {
             workers: workers.clone(),
         };
         register_gauges(&self.registry, &pool)?;
+        let (layout, users) = Layout::new(map.clone());
         let mut service = Service {
-            map,
+            map: RwLock::new(map),
+            memory: Mutex::new(Memory::new(users)),
             pool,
             mode: self.mode,
+            share: self.share,
+            whole_guest: Mutex::default(),
             driver,
             registry: self.registry,
             shards: Vec::new(),
+            aside,
             _workers: workers,
             attached: AtomicU32::new(0),
             ring_entries: self.ring_entries,
@@ -260,38 +322,76 @@ impl ServiceBuilder {
         };
         for shard in 0..self.shards {
             let metrics = service.registry.shard(shard.to_string());
-            let link =
-                ShardLink::start(shard, self.shards, self.subchannels, plan.clone(), metrics)
-                    .map_err(|source| ServiceError::Shard { shard, source })?;
+            let link = ShardLink::start(
+                shard,
+                self.shards,
+                self.subchannels,
+                plan.clone(),
+                layout.clone(),
+                metrics,
+            )
+            .map_err(|source| ServiceError::Shard { shard, source })?;
             service.shards.push(link);
+        }
+        if self.mode == Mode::Pinned {
+            // After the shards: the pinner may pin into their rings.
+            *service.whole_guest.get_mut() = Some(service.pool.lease_whole_guest()?);
         }
         tracing::info!(
             %driver,
             mode = %self.mode,
             budget_bytes = budget,
             shards = self.shards,
-            guest_bytes = service.map.bytes(),
+            guest_bytes = guest,
             "service started"
         );
         Ok(service)
     }
 
+    /// The pinner *registered*, where it is chosen.
+    fn registered(&self, driver: Driver) -> Result<Option<Registered>, ServiceError> {
+        match (self.pinner, driver) {
+            (PinnerChoice::Resident, _) => Ok(None),
+            (PinnerChoice::Registered, Driver::IoUring) => {
+                let registered = Registered::new(Registered::MOST_SLOTS);
+                registered.map(Some).map_err(|error| ServiceError::IoUring(io::Error::other(error)))
+            }
+            (PinnerChoice::Registered, Driver::Epoll) => {
+                Err(ServiceError::IoUring(io::Error::other("pinner registered needs it")))
+            }
+        }
+    }
+
+    /// The frame size where none was chosen: with small frames spread over the guest, each is a
+    /// mapping of its own in the kernel's books, of which a process has 65,530.
+    fn granule_for(&self, budget: u64) -> Granule {
+        self.granule.unwrap_or_else(|| {
+            let least = budget.div_ceil(MOST_SPREAD_FRAMES).next_power_of_two();
+            match self.mode == Mode::Pinned || least <= FRAME {
+                true => Granule::Backing,
+                false => Granule::Bytes(least.min(1 << 30)),
+            }
+        })
+    }
+
     /// The budget in bytes, checked against what this process may lock.
-    fn budget_for(&self, map: &GuestMap) -> Result<u64, ServiceError> {
+    fn budget_for(&self, guest: u64) -> Result<u64, ServiceError> {
         let wanted = match (self.budget, self.mode) {
             (Some(bytes), _) => bytes,
-            (None, Mode::Pinned) => map.bytes(),
-            (None, _) => DEFAULT_BUDGET.min(map.bytes()),
+            (None, Mode::Pinned) => guest,
+            (None, _) => DEFAULT_BUDGET.min(guest.max(FRAME)),
         };
         let memlock = Memlock::of_this_process().map_err(ServiceError::Process)?;
         let (Some(limit), Some(room)) = (memlock.limit, memlock.room()) else {
             return Ok(wanted);
         };
+        // Registration is charged in every shard's ring.
+        let times = if self.pinner == PinnerChoice::Registered { self.shards as u64 } else { 1 };
         // Budgets beyond the guest lock no more than the guest.
-        if wanted.min(map.bytes()) <= room {
+        if wanted.min(guest).saturating_mul(times) <= room {
             return Ok(wanted);
         }
-        let fallback = room / 4 * 3;
+        let fallback = room / 4 * 3 / times;
         if self.budget.is_some() || self.mode == Mode::Pinned || fallback < FRAME {
             return Err(ServiceError::Memlock { budget: wanted, limit, locked: memlock.locked });
         }
@@ -300,6 +400,17 @@ impl ServiceBuilder {
              raise it with 'ulimit -l' or grant CAP_IPC_LOCK"
         );
         Ok(fallback)
+    }
+}
+
+/// Says where regions do not allow frames as large as the budget would need them.
+fn warn_of_small_frames(map: &GuestMap, budget: u64) {
+    let smallest = map.regions().iter().map(Region::frame_bytes).min().unwrap_or(FRAME);
+    if budget.min(map.bytes()) / smallest > MOST_SPREAD_FRAMES {
+        tracing::warn!(
+            "the pin budget of {budget} bytes is more than {MOST_SPREAD_FRAMES} frames of {smallest} bytes: \
+             map guest memory on larger boundaries, or programs may run unpinned"
+        );
     }
 }
 

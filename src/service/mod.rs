@@ -21,29 +21,39 @@
 
 mod builder;
 mod delivery;
+mod memory;
+mod mode_switch;
+mod options;
+mod pinner;
 mod refusal;
 mod runtime;
 mod shard;
 mod subchannel;
 mod task;
 mod unfetched;
+mod view;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use vfio_ccw_metrics::{Registry, Totals};
-use vfio_ccw_pinning::{GuestMap, Mode, Pool};
+use vfio_ccw_pinning::{GuestMap, Mode, Pool, PoolError, WholeGuest};
 
 pub use builder::{ServiceBuilder, ServiceError};
 pub use delivery::{Completion, Completions, Delivery, Trigger};
+pub use memory::MemoryError;
+pub use mode_switch::ModeError;
+pub use options::DeviceOptions;
+pub use pinner::{PinnerChoice, UnknownPinner};
 pub use runtime::{Driver, DriverChoice, UnknownDriver};
 pub use shard::{DeviceSpec, Interrupts};
 pub use subchannel::{Cc, Subchannel, SubmitError};
 pub use unfetched::Unfetched;
 
-use crate::translation::Policy;
 use crate::volume::Workers;
+use memory::Memory;
+use mode_switch::Aside;
 use shard::{Attachment, ShardLink};
 use subchannel::Shared;
 
@@ -53,12 +63,17 @@ use subchannel::Shared;
 /// deferred condition code 3, and later starts get condition code 3.
 #[derive(Debug)]
 pub struct Service {
-    map: Arc<GuestMap>,
+    map: RwLock<Arc<GuestMap>>,
+    memory: Mutex<Memory>,
     pool: Arc<Pool>,
     mode: Mode,
+    share: Option<u64>,
+    /// Pinned when the service was built, for the first device in mode pinned.
+    whole_guest: Mutex<Option<WholeGuest>>,
     driver: Driver,
     registry: Registry,
     shards: Vec<ShardLink>,
+    aside: Arc<Aside>,
     /// Kept for as long as shards may hand it work.
     _workers: Option<Arc<Workers>>,
     attached: AtomicU32,
@@ -78,6 +93,9 @@ pub enum AttachError {
         /// Subchannels there are.
         attached: usize,
     },
+    /// The whole guest cannot be pinned for it.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
     /// The shard's thread has ended.
     #[error("shard {shard} has ended: the service can attach nothing any more")]
     ShardGone {
@@ -103,40 +121,50 @@ impl Service {
         device: DeviceSpec,
         delivery: Delivery,
     ) -> Result<Subchannel, AttachError> {
-        self.attach_with(device, delivery, Policy::default())
+        self.attach_with(device, delivery, DeviceOptions::default())
     }
 
-    /// The same for a device whose commands a policy judges.
+    /// The same for a device with a policy, a pinning mode or a budget of its own.
     ///
     /// ```
-    /// # use vfio_ccw::{Completions, DeviceSpec, Policy, Service};
+    /// # use vfio_ccw::{Completions, DeviceOptions, DeviceSpec, Mode, Policy, Service};
     /// # let memory = std::sync::Arc::new(vm_memory::GuestMemoryMmap::<()>::from_ranges(&[(
     /// #     vm_memory::GuestAddress(0), 1 << 20)])?);
     /// # let service = Service::builder().build(memory)?;
     /// # let (delivery, _completions) = Completions::ring(64)?;
-    /// service.attach_with(DeviceSpec::Null, delivery, Policy::read_only())?;
+    /// service.attach_with(DeviceSpec::Null, delivery.clone(), Policy::read_only())?;
+    /// let scratch = DeviceOptions::default().mode(Mode::OnDemand).budget(256 << 10);
+    /// service.attach_with(DeviceSpec::Null, delivery, scratch)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors
     ///
-    /// As [`Service::attach`].
+    /// As [`Service::attach`], and in mode pinned where the whole guest cannot be pinned.
     pub fn attach_with(
         &self,
         device: DeviceSpec,
         delivery: Delivery,
-        policy: Policy,
+        options: impl Into<DeviceOptions>,
     ) -> Result<Subchannel, AttachError> {
+        let DeviceOptions { policy, mode, budget } = options.into();
+        let pinning = self.pinning(mode.unwrap_or(self.mode))?;
+        // It has a lease of its own now, if it needs one.
+        drop(self.whole_guest.lock().take_if(|_| pinning.whole_guest.is_some()));
+
         // Relaxed: a number to tell subchannels apart.
         let number = self.attached.fetch_add(1, Ordering::Relaxed);
-        let shard = number as usize % self.shards.len();
+        let shard = self.shard_index(number);
         let link = &self.shards[shard];
         let Some(bit) = link.take_bit() else {
             return Err(AttachError::Full { attached: self.subchannels.lock().len() });
         };
         let (shared, intake) =
-            Shared::new(number, bit, link.doorbell(), delivery, self.ring_entries);
-        if !link.send(Attachment { shared: shared.clone(), intake, device, policy }) {
+            Shared::new(number, bit, link.doorbell(), delivery, self.ring_entries, pinning.mode);
+        let share = budget.or(self.share);
+        let shared_with = shared.clone();
+        let attachment = Attachment { shared: shared_with, intake, device, policy, pinning, share };
+        if !link.attach(attachment) {
             return Err(AttachError::ShardGone { shard });
         }
         self.subchannels.lock().push(shared.clone());
@@ -151,9 +179,17 @@ impl Service {
         self.subchannels.lock().retain(|shared| shared.number() != number);
     }
 
-    /// Guest memory as the service sees it.
-    pub fn memory(&self) -> &Arc<GuestMap> {
-        &self.map
+    fn shard_index(&self, number: u32) -> usize {
+        number as usize % self.shards.len()
+    }
+
+    fn shard_of(&self, subchannel: &Subchannel) -> &ShardLink {
+        &self.shards[self.shard_index(subchannel.number())]
+    }
+
+    /// Guest memory as programs that start now see it.
+    pub fn memory(&self) -> Arc<GuestMap> {
+        self.map.read().clone()
     }
 
     /// The pool of pinned pages.
@@ -161,7 +197,7 @@ impl Service {
         &self.pool
     }
 
-    /// When pages are pinned.
+    /// When pages are pinned for a device for which nothing else was said.
     pub fn mode(&self) -> Mode {
         self.mode
     }
@@ -190,5 +226,6 @@ impl Drop for Service {
         for shard in &mut self.shards {
             shard.end();
         }
+        self.aside.finish();
     }
 }

@@ -22,24 +22,26 @@ use parking_lot::Mutex;
 use quanta::Clock;
 use tokio::io::unix::AsyncFd;
 use vfio_ccw_metrics::{DeviceClass, ShardMetrics};
-use vfio_ccw_pinning::{GuestMap, Mode, Pool};
+use vfio_ccw_pinning::{Pool, Registered};
 use vfio_ccw_queues::Doorbell;
 use vfio_ccw_queues::completion::CompletionSender;
 use vfio_ccw_queues::submission::Intake;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::backend::{InProcess, Signalled};
-use crate::channel_subsystem::{Device, DmaSpace, Fba, Null};
+use crate::channel_subsystem::{Device, Fba, Null};
 use crate::shadow::Arena;
 use crate::translation::{Limits, Policy, Rules, StorageKeys};
-use crate::volume::{FileIo, Spans, Volume, Workers};
+use crate::volume::{FileIo, Fixed, Spans, Volume, Workers};
 use crate::watch;
 
 use super::delivery::{Completion, Delivery};
+use super::mode_switch::{Aside, Pinning, Switch, SwitchBox};
 use super::runtime::{Driver, Runtime};
 use super::subchannel::{Request, Shared};
 use super::task::{self, Flight};
 use super::unfetched::Unfetched;
+use super::view::{Layout, View};
 
 /// The doorbell's bit for the shard itself; subchannels have the others.
 const MAILBOX: usize = 0;
@@ -82,10 +84,10 @@ pub enum Interrupts {
 /// What every shard of a service is made from.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
-    pub(super) map: Arc<GuestMap>,
     pub(super) pool: Arc<Pool>,
-    pub(super) mode: Mode,
-    pub(super) share: Option<u64>,
+    pub(super) aside: Arc<Aside>,
+    /// The pool's pinner, where it is this one: each shard adds its ring.
+    pub(super) registered: Option<Registered>,
     pub(super) limits: Limits,
     pub(super) keys: Option<Arc<dyn StorageKeys>>,
     pub(super) unfetched: Unfetched,
@@ -102,6 +104,19 @@ pub(super) struct Attachment {
     pub(super) intake: Intake<Request>,
     pub(super) device: DeviceSpec,
     pub(super) policy: Policy,
+    pub(super) pinning: Pinning,
+    /// Most bytes that are pinned for one program.
+    pub(super) share: Option<u64>,
+}
+
+/// What a service sends to a shard.
+#[derive(Debug)]
+enum Mail {
+    Attach(Box<Attachment>),
+    /// The layout of guest memory from now on.
+    Memory(Layout),
+    /// For the subchannel of this bit and number.
+    Switch(usize, u32, Switch),
 }
 
 /// The service's end of a shard.
@@ -115,7 +130,7 @@ pub(super) struct ShardLink {
 #[derive(Debug)]
 struct Common {
     doorbell: Arc<Doorbell>,
-    mailbox: Mutex<Vec<Attachment>>,
+    mailbox: Mutex<Vec<Mail>>,
     free_bits: Mutex<Vec<usize>>,
     ending: AtomicBool,
     ended: AtomicBool,
@@ -132,6 +147,7 @@ impl ShardLink {
         shards: usize,
         subchannels: usize,
         plan: Plan,
+        layout: Layout,
         metrics: Arc<ShardMetrics>,
     ) -> io::Result<Self> {
         let common = Arc::new(Common {
@@ -148,7 +164,9 @@ impl ShardLink {
             move || {
                 let _ended = Ended(common.clone());
                 match Runtime::new(plan.driver) {
-                    Ok(runtime) => runtime.block_on(run(common, plan, arena, metrics, ready)),
+                    Ok(runtime) => {
+                        runtime.block_on(run(common, plan, layout, arena, metrics, ready))
+                    }
                     // The starter hears of it; if it is gone, nobody wants the shard.
                     Err(error) => drop(ready.send(Err(error))),
                 }
@@ -171,11 +189,30 @@ impl ShardLink {
     }
 
     /// Sends a device to the shard. `false`: there is no thread any more.
-    pub(super) fn send(&self, attachment: Attachment) -> bool {
-        self.common.mailbox.lock().push(attachment);
+    pub(super) fn attach(&self, attachment: Attachment) -> bool {
+        self.send(Mail::Attach(Box::new(attachment)))
+    }
+
+    /// Shows the shard another layout of guest memory.
+    pub(super) fn show(&self, layout: Layout) {
+        self.send(Mail::Memory(layout));
+    }
+
+    /// Sends a switch to the subchannel of this bit and number.
+    pub(super) fn switch(&self, bit: usize, number: u32, switch: Switch) {
+        self.send(Mail::Switch(bit, number, switch));
+    }
+
+    fn send(&self, mail: Mail) -> bool {
+        let mut mailbox = self.common.mailbox.lock();
+        // Acquire: pairs with the Release in `Ended::drop`, which empties the box afterwards.
+        if self.common.ended.load(Ordering::Acquire) {
+            return false;
+        }
+        mailbox.push(mail);
+        drop(mailbox);
         self.common.doorbell.ring(MAILBOX);
-        // Acquire: pairs with the Release in `Ended::drop`.
-        !self.common.ended.load(Ordering::Acquire)
+        true
     }
 
     /// Ends the shard when its last subchannel has left, and waits for that.
@@ -198,13 +235,19 @@ impl Drop for Ended {
     fn drop(&mut self) {
         // Release: pairs with the Acquire in `ShardLink::send`.
         self.0.ended.store(true, Ordering::Release);
+        // Nobody reads what is left: its senders must not wait for an answer.
+        let unread = std::mem::take(&mut *self.0.mailbox.lock());
+        drop(unread);
     }
 }
 
 /// What the tasks of a shard share. One thread: cells instead of locks.
 pub(super) struct Context {
     pub(super) plan: Plan,
-    pub(super) memory: Arc<DmaSpace>,
+    /// Guest memory for programs that start now.
+    view: RefCell<Rc<View>>,
+    /// The ring for registered frames.
+    fixed: Option<Rc<Fixed>>,
     pub(super) arena: RefCell<Arena>,
     pub(super) metrics: Arc<ShardMetrics>,
     pub(super) clock: Clock,
@@ -234,8 +277,11 @@ struct Ring {
 /// Tells one task that its subchannel was rung for.
 #[derive(Debug)]
 pub(super) struct Signal {
+    /// Number of the subchannel: its bit may have been another's.
+    number: u32,
     rung: Cell<bool>,
     waker: RefCell<Option<Waker>>,
+    pub(super) switch: SwitchBox,
 }
 
 impl Signal {
@@ -244,6 +290,11 @@ impl Signal {
         if let Some(waker) = self.waker.borrow().as_ref() {
             waker.wake_by_ref();
         }
+    }
+
+    /// Remembers a ring that was waited for but not answered.
+    pub(super) fn keep(&self) {
+        self.rung.set(true);
     }
 
     /// Waits until rung since the last time.
@@ -261,6 +312,26 @@ impl Signal {
 }
 
 impl Context {
+    /// Guest memory for programs that start now.
+    pub(super) fn view(&self) -> Rc<View> {
+        self.view.borrow().clone()
+    }
+
+    /// Whether programs that start now see another memory than `view`.
+    pub(super) fn has_moved_on_from(&self, view: &Rc<View>) -> bool {
+        !Rc::ptr_eq(view, &self.view.borrow())
+    }
+
+    /// Guest memory has another layout: every task gets to see it before its next program.
+    fn show(&self, layout: Layout) {
+        match layout.view(&self.arena.borrow()) {
+            Ok(view) => *self.view.borrow_mut() = Rc::new(view),
+            // The service has checked it before it sent it.
+            Err(error) => return tracing::error!(%error, "guest memory stays as it was"),
+        }
+        self.signals.borrow().iter().flatten().for_each(|signal| signal.ring());
+    }
+
     /// A completion was pushed into ring `ring`: its consumer is told at the end of the round.
     pub(super) fn delivered_to(&self, ring: usize) {
         let rings = self.rings.borrow();
@@ -311,20 +382,26 @@ impl Context {
 async fn run(
     common: Arc<Common>,
     plan: Plan,
+    layout: Layout,
     arena: Arena,
     metrics: Arc<ShardMetrics>,
     ready: std::sync::mpsc::SyncSender<io::Result<()>>,
 ) {
-    let prepared = DmaSpace::in_process(&plan.map, &arena)
-        .map_err(io::Error::other)
-        .and_then(|memory| Ok((memory, Dispatcher::new(&common.doorbell)?)));
-    let (memory, mut dispatcher) = match prepared {
+    let prepared = (layout.view(&arena).map_err(io::Error::other)).and_then(|view| {
+        let fixed = plan.registered.as_ref().map(Fixed::new).transpose();
+        Ok((view, fixed.map_err(io::Error::other)?, Dispatcher::new(&common.doorbell)?))
+    });
+    let (view, fixed, mut dispatcher) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => return drop(ready.send(Err(error))),
     };
+    if let Some(fixed) = &fixed {
+        tokio::task::spawn_local(fixed.clone().drive());
+    }
     let bits = common.doorbell.bits();
     let context = Rc::new(Context {
-        memory: Arc::new(memory),
+        view: RefCell::new(Rc::new(view)),
+        fixed,
         arena: RefCell::new(arena),
         metrics,
         clock: Clock::new(),
@@ -422,8 +499,8 @@ impl Dispatcher {
             bit => context.rung(bit),
         });
         if mailbox {
-            let attachments = std::mem::take(&mut *context.common.mailbox.lock());
-            attachments.into_iter().for_each(|attachment| attach(context, attachment));
+            let mails = std::mem::take(&mut *context.common.mailbox.lock());
+            mails.into_iter().for_each(|mail| read(context, mail));
         }
         rung > usize::from(mailbox) || mailbox && context.live.get() > 0
     }
@@ -495,11 +572,31 @@ fn remember(place: &mut Option<Waker>, waker: &Waker) {
     }
 }
 
+fn read(context: &Rc<Context>, mail: Mail) {
+    match mail {
+        Mail::Attach(attachment) => attach(context, *attachment),
+        Mail::Memory(layout) => context.show(layout),
+        Mail::Switch(bit, number, switch) => match context.signals.borrow()[bit].as_ref() {
+            Some(signal) if signal.number == number => {
+                signal.switch.put(switch);
+                signal.ring();
+            }
+            // Detached; another may have its bit.
+            _ => context.plan.aside.put(switch.pinning),
+        },
+    }
+}
+
 /// Starts the task of a subchannel.
 fn attach(context: &Rc<Context>, attachment: Attachment) {
-    let Attachment { shared, intake, device, policy } = attachment;
-    // What was submitted before this moment rang for nobody: the task looks once by itself.
-    let signal = Rc::new(Signal { rung: Cell::new(true), waker: RefCell::new(None) });
+    let Attachment { shared, intake, device, policy, pinning, share } = attachment;
+    let signal = Rc::new(Signal {
+        number: shared.number(),
+        // What was submitted before this moment rang for nobody: the task looks once by itself.
+        rung: Cell::new(true),
+        waker: RefCell::new(None),
+        switch: SwitchBox::default(),
+    });
     context.signals.borrow_mut()[shared.bit()] = Some(signal.clone());
     context.live.set(context.live.get() + 1);
     let ring = context.ring_of(shared.delivery());
@@ -509,12 +606,28 @@ fn attach(context: &Rc<Context>, attachment: Attachment) {
         policy,
         keys: context.plan.keys.clone(),
     });
-    let seat = task::Seat { context: context.clone(), shared, intake, signal, ring, rules };
+    let view = RefCell::new(context.view());
+    let pinning = RefCell::new(pinning);
+    let context = context.clone();
+    let memory = context.view().dma.clone();
+    let seat = task::Seat {
+        context,
+        shared,
+        intake: Some(intake),
+        signal,
+        ring,
+        rules,
+        view,
+        pinning,
+        share,
+    };
     match device {
         DeviceSpec::Null => start(seat, Null::default()),
         DeviceSpec::Fba(volume) => {
-            let spans = Spans::new(volume.clone(), context.memory.clone());
-            let io = FileIo::new(spans, context.plan.workers.clone(), context.file_io.clone());
+            let spans = Spans::new(volume.clone(), memory);
+            let context = &seat.context;
+            let io = FileIo::new(spans, context.plan.workers.clone(), context.file_io.clone())
+                .with_fixed(context.fixed.clone());
             start(seat, Fba::new(io, volume.blocks(), volume.is_read_only()));
         }
     }
@@ -524,7 +637,8 @@ fn start<D: Device + 'static>(seat: task::Seat, device: D) {
     let context = seat.context.clone();
     // Its histograms are made now, not in the middle of the first request.
     let _ = context.metrics.class(device.class());
-    let device = InProcess::new(device, context.memory.clone()).held_to(seat.rules.clone());
+    let memory = seat.view.borrow().dma.clone();
+    let device = InProcess::new(device, memory).held_to(seat.rules.clone());
     match context.plan.interrupts {
         Interrupts::Direct => drop(tokio::task::spawn_local(task::run(seat, device))),
         Interrupts::EventFd => match Signalled::new(device) {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, fence};
 
 use parking_lot::Mutex;
 use quanta::Clock;
+use vfio_ccw_pinning::Mode;
 use vfio_ccw_queues::Doorbell;
 use vfio_ccw_queues::submission::{self, Intake, Submitter};
 
@@ -88,6 +89,8 @@ pub(super) struct Shared {
     delivery: Delivery,
     clock: Clock,
     state: AtomicU8,
+    /// Pinning mode that is in effect, as its place in [`Mode::ALL`].
+    mode: AtomicU8,
     leaving: AtomicBool,
     /// Written by the shard before state PENDING, taken by TEST SUBCHANNEL after it.
     irb: Mutex<IrbHead>,
@@ -108,6 +111,7 @@ impl Shared {
         doorbell: Arc<Doorbell>,
         delivery: Delivery,
         entries: usize,
+        mode: Mode,
     ) -> (Arc<Self>, Intake<Request>) {
         let (submitter, intake) = submission::ring(entries);
         let pmcw = Pmcw::single_path(number as u16);
@@ -119,6 +123,7 @@ impl Shared {
             delivery,
             clock: Clock::new(),
             state: AtomicU8::new(state::IDLE),
+            mode: AtomicU8::new(mode as u8),
             leaving: AtomicBool::new(false),
             irb: Mutex::new(IrbHead::default()),
             intermediate: Mutex::new(None),
@@ -146,6 +151,16 @@ impl Shared {
         // SeqCst: totally ordered with the push in `push`: see there.
         self.leaving.store(true, Ordering::SeqCst);
         self.doorbell.ring(self.bit);
+    }
+
+    pub(super) fn mode(&self) -> Mode {
+        // Relaxed: for those who want to know.
+        Mode::ALL[usize::from(self.mode.load(Ordering::Relaxed))]
+    }
+
+    pub(super) fn set_mode(&self, mode: Mode) {
+        // Relaxed: as above.
+        self.mode.store(mode as u8, Ordering::Relaxed);
     }
 
     pub(super) fn is_leaving(&self) -> bool {
@@ -273,6 +288,19 @@ impl Subchannel {
     /// Number of the subchannel in its service, from 0.
     pub fn number(&self) -> u32 {
         self.shared.number
+    }
+
+    /// When pages are pinned for its programs.
+    pub fn mode(&self) -> Mode {
+        self.shared.mode()
+    }
+
+    pub(super) fn bit(&self) -> usize {
+        self.shared.bit
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        self.shared.is_leaving()
     }
 
     pub(super) fn leave(&self) {

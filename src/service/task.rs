@@ -1,8 +1,11 @@
 //! One subchannel's task: takes requests from the ring and sees each through to its end.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::task::{Poll, ready};
 
 use vfio_ccw_metrics::{Outcome, RECORDING, Stage};
 use vfio_ccw_pinning::Hold;
@@ -12,15 +15,17 @@ use crate::architecture::{
     DeviceStatus, IrbHead, Orb, OrbFlags, Scsw, ScswFlags, SubchannelStatus,
 };
 use crate::backend::{Backend, Errno, IoRegion};
-use crate::channel_subsystem::Entry;
+use crate::channel_subsystem::{DmaSpace, Entry};
 use crate::shadow::Slot;
 use crate::translation::{Program, Rules};
 use crate::turn;
 
+use super::mode_switch::{Pinning, Switch};
 use super::refusal::{Refusal, outcome};
 use super::shard::{Context, Signal};
 use super::subchannel::{Request, Shared, deliver};
 use super::unfetched::Unfetched;
+use super::view::View;
 
 /// Requests served in a row before the neighbours get their turn.
 const REQUESTS_A_TURN: usize = 32;
@@ -29,11 +34,17 @@ const REQUESTS_A_TURN: usize = 32;
 pub(super) struct Seat {
     pub(super) context: Rc<Context>,
     pub(super) shared: Arc<Shared>,
-    pub(super) intake: Intake<Request>,
+    /// Until the seat is left.
+    pub(super) intake: Option<Intake<Request>>,
     pub(super) signal: Rc<Signal>,
     /// Index of the completion ring, if results go to one.
     pub(super) ring: Option<usize>,
     pub(super) rules: Arc<Rules>,
+    /// Guest memory as its programs and its device see it.
+    pub(super) view: RefCell<Rc<View>>,
+    pub(super) pinning: RefCell<Pinning>,
+    /// Most bytes that are pinned for one program.
+    pub(super) share: Option<u64>,
 }
 
 /// The buffers that one program needs while it runs.
@@ -58,9 +69,11 @@ struct Stamps {
 pub(super) async fn run<B: Backend>(mut seat: Seat, mut backend: B) {
     loop {
         let mut served = 0;
+        keep_up(&seat, |memory| backend.see(memory));
         while !seat.shared.is_leaving()
-            && let Some(request) = seat.intake.pop()
+            && let Some(request) = seat.pop()
         {
+            keep_up(&seat, |memory| backend.see(memory));
             serve(&seat, &mut backend, request).await;
             served += 1;
             if served % REQUESTS_A_TURN == 0 {
@@ -72,28 +85,57 @@ pub(super) async fn run<B: Backend>(mut seat: Seat, mut backend: B) {
         }
         poll_fn(|cx| seat.signal.poll(cx)).await;
     }
-    end(seat);
+}
+
+/// Between two programs: sees the memory that there is now, and changes the pinning mode if asked to.
+fn keep_up(seat: &Seat, see: impl FnOnce(&Arc<DmaSpace>)) {
+    let mut view = seat.view.borrow_mut();
+    if seat.context.has_moved_on_from(&view) {
+        *view = seat.context.view();
+        see(&view.dma);
+    }
+    if let Some(switch) = seat.signal.switch.take() {
+        let Switch { pinning, done } = *switch;
+        seat.shared.set_mode(pinning.mode);
+        if let Err(mpsc::SendError(before)) = done.send(seat.pinning.replace(pinning)) {
+            // The one who asked has lost patience.
+            seat.context.plan.aside.put(before);
+        }
+    }
 }
 
 /// Refuses every request until the subchannel leaves: its device could not be made.
 pub(super) async fn run_absent(mut seat: Seat) {
     while !seat.shared.is_leaving() {
+        keep_up(&seat, |_| {});
         refuse_rest(&mut seat);
         poll_fn(|cx| seat.signal.poll(cx)).await;
     }
-    end(seat);
 }
 
-/// Refuses what is left, and leaves the ring to whoever still puts something in.
-fn end(mut seat: Seat) {
-    refuse_rest(&mut seat);
-    let Seat { context, shared, intake, .. } = seat;
-    shared.abandon(intake);
-    context.ended(&shared);
+impl Seat {
+    fn pop(&mut self) -> Option<Request> {
+        self.intake.as_mut()?.pop()
+    }
+}
+
+/// The task is over, also where it panicked: what is left is refused, and the ring is for whoever
+/// still puts something in.
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.shared.leave();
+        refuse_rest(self);
+        let mode = self.shared.mode();
+        self.context.plan.aside.put(self.pinning.replace(Pinning { mode, whole_guest: None }));
+        if let Some(intake) = self.intake.take() {
+            self.shared.abandon(intake);
+        }
+        self.context.ended(&self.shared);
+    }
 }
 
 fn refuse_rest(seat: &mut Seat) {
-    while let Some(request) = seat.intake.pop() {
+    while let Some(request) = seat.pop() {
         let accepted = Accepted::new(seat, request);
         seat.context.metrics.counters().starts.add(1);
         let refusal = Refusal::Detached;
@@ -114,7 +156,7 @@ async fn serve<B: Backend>(seat: &Seat, backend: &mut B, request: Request) {
         false => flight.program.is_refusal(irb),
     };
     let refused = !seat.rules.policy.is_empty() && result.as_ref().is_ok_and(refused);
-    land(context, &mut flight);
+    land(seat, &mut flight);
     context.flights.borrow_mut().push(flight);
     match result {
         Ok(irb) => {
@@ -161,9 +203,9 @@ async fn fly<B: Backend>(
             return Ok(irb);
         }
         // The device is at rest, and when the program goes on it is fetched anew: nothing is kept.
-        land(seat.context.as_ref(), flight);
+        land(seat, flight);
         accepted.suspend(irb);
-        resumption(seat).await?;
+        resumption(seat, backend).await?;
         orb = orb.with_cpa(irb.scsw.cpa().wrapping_sub(8));
         entry = Entry::Resume;
     }
@@ -180,18 +222,24 @@ async fn leg<B: Backend>(
     entry: Entry,
 ) -> Result<IrbHead, Refusal> {
     let context = &*seat.context;
-    let plan = &context.plan;
     let Flight { program, hold, slot } = flight;
+    // Kept to the end: memory that leaves the layout stays until then.
+    let view = seat.view.borrow().clone();
     match entry {
-        Entry::Start => program.fetch(&orb, &plan.map, &seat.rules, hold),
-        Entry::Resume => program.refetch(&orb, &plan.map, &seat.rules, hold),
+        Entry::Start => program.fetch(&orb, &view.map, &seat.rules, hold),
+        Entry::Resume => program.refetch(&orb, &view.map, &seat.rules, hold),
     }
     let shadow =
         emit(context, program, slot).ok_or(Refusal::NoShadow { bytes: program.bytes() })?;
     stamps.translated = now(context);
 
-    hold.limit_bytes(plan.share);
-    let held = plan.pool.hold(hold).await;
+    let is_covered = (seat.pinning.borrow().whole_guest.as_ref())
+        .map(|whole_guest| whole_guest.cover(hold))
+        .is_some();
+    let held = match is_covered {
+        true => Ok(()),
+        false => hold_pages(seat, hold).await,
+    };
     count_hold(context, hold);
     held?;
     stamps.pinned = now(context);
@@ -208,6 +256,31 @@ async fn leg<B: Backend>(
     Ok(program.back_map(region.irb.head))
 }
 
+/// Holds the program's pages, however long that takes, unless the subchannel must leave.
+async fn hold_pages(seat: &Seat, hold: &mut Hold) -> Result<(), Refusal> {
+    hold.limit_bytes(seat.share);
+    let mut holding = pin!(seat.context.plan.pool.hold(hold));
+    let mut rung = false;
+    let held = poll_fn(|cx| {
+        if let Poll::Ready(held) = holding.as_mut().poll(cx) {
+            return Poll::Ready(held.map_err(Refusal::from));
+        }
+        loop {
+            if seat.shared.is_leaving() {
+                return Poll::Ready(Err(Refusal::Detached));
+            }
+            ready!(seat.signal.poll(cx));
+            rung = true;
+        }
+    })
+    .await;
+    if rung {
+        // Whatever else it was for is looked at after this program.
+        seat.signal.keep();
+    }
+    held
+}
+
 /// Start; interrupt; finish: the device fetches the guest's own program.
 async fn unfetched_leg<B: Backend>(
     seat: &Seat,
@@ -218,6 +291,7 @@ async fn unfetched_leg<B: Backend>(
     entry: Entry,
 ) -> Result<IrbHead, Refusal> {
     let context = &*seat.context;
+    // The device reaches guest memory through its own view, which it keeps while it runs.
     (stamps.translated, stamps.pinned) = (stamps.taken, stamps.taken);
     let mut region = region(orb, entry);
     backend.start(&mut region)?;
@@ -237,16 +311,19 @@ fn region(orb: Orb, entry: Entry) -> IoRegion {
 }
 
 /// The device is done with a program: its pages and its shadow are free.
-fn land(context: &Context, flight: &mut Flight) {
-    context.plan.pool.release(&mut flight.hold, context.plan.mode);
+fn land(seat: &Seat, flight: &mut Flight) {
+    let context = &seat.context;
+    context.plan.pool.release(&mut flight.hold, seat.pinning.borrow().mode);
     if let Some(slot) = flight.slot.take() {
         context.arena.borrow_mut().give_back(slot);
     }
 }
 
-/// Waits until a suspended program is resumed.
-async fn resumption(seat: &Seat) -> Result<(), Refusal> {
+/// Waits until a suspended program is resumed. Meanwhile it is not running: it goes on with the
+/// memory and the pinning mode that there are then.
+async fn resumption<B: Backend>(seat: &Seat, backend: &mut B) -> Result<(), Refusal> {
     loop {
+        keep_up(seat, |memory| backend.see(memory));
         if seat.shared.is_leaving() {
             return Err(Refusal::Detached);
         }
@@ -278,6 +355,8 @@ fn count_hold(context: &Context, hold: &Hold) {
         counters.pin_misses.add(tally.misses.into());
         counters.pin_evictions.add(tally.evictions.into());
         counters.pin_waits.add(tally.waits.into());
+        counters.pin_calls.add(tally.pin_calls.into());
+        counters.pin_unpinned.add(tally.unpinned.into());
     }
 }
 

@@ -53,6 +53,7 @@ pub(super) struct Near {
     start: u64,
     len: u64,
     first_frame: u32,
+    frame_shift: u32,
 }
 
 impl Near {
@@ -62,9 +63,10 @@ impl Near {
             Some(region) => Near {
                 start: region.start(),
                 len: region.len(),
-                first_frame: region.frame(region.start()),
+                first_frame: region.first_frame(),
+                frame_shift: region.frame_shift(),
             },
-            None => Near { start: 0, len: 0, first_frame: 0 },
+            None => Near { start: 0, len: 0, first_frame: 0, frame_shift: FRAME_SHIFT },
         }
     }
 
@@ -72,14 +74,7 @@ impl Near {
     #[inline(always)]
     fn frame(&self, address: u64) -> Option<u32> {
         let offset = address.wrapping_sub(self.start);
-        (offset < self.len).then(|| self.first_frame + (offset >> FRAME_SHIFT) as u32)
-    }
-
-    /// Whether an area that begins in it at `start` has its last byte in it, too.
-    #[inline(always)]
-    fn reaches(&self, start: u64, last: u64) -> bool {
-        debug_assert!(start >= self.start);
-        last - self.start < self.len
+        (offset < self.len).then(|| self.first_frame + (offset >> self.frame_shift) as u32)
     }
 }
 
@@ -150,7 +145,8 @@ impl Fetch<'_> {
         let start = u64::from(ccw.address);
         let last = start + u64::from(ccw.count) - 1;
         let Some(frame) = self.frame_of(start) else { return false };
-        if !self.near.reaches(start, last) || last >= ADDRESS_LIMIT {
+        let Some(last_frame) = self.near.frame(last) else { return false };
+        if last >= ADDRESS_LIMIT {
             return false;
         }
         let iova = |block: u64| ((block << FRAME_SHIFT) + GUEST_IOVA).to_be_bytes();
@@ -162,11 +158,11 @@ impl Fetch<'_> {
                 program.idaws.push(start);
             }
             1 => {
-                self.hold.want_run(frame, 2);
+                self.hold.want_run(frame, last_frame - frame + 1);
                 program.idaws.extend([start, iova(last)]);
             }
-            more => {
-                self.hold.want_run(frame, more as u32 + 1);
+            _ => {
+                self.hold.want_run(frame, last_frame - frame + 1);
                 program.idaws.push(start);
                 program.idaws.extend((first + 1..=last).map(iova));
             }
@@ -228,4 +224,4 @@ fn load(host: &vfio_ccw_pinning::HostRange, offset: usize) -> u64 {
     u64::from_be_bytes(host.load_doubleword(offset).unwrap_or_default())
 }
 
-const _: () = assert!(FRAME == 4096, "a block is a frame");
+const _: () = assert!(FRAME == 4096, "a block is the smallest frame");

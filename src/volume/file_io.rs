@@ -5,13 +5,17 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::channel_subsystem::DmaSpace;
+
 use super::workers::{Job, Ticket, Workers};
-use super::{Direction, Spans, uring};
+use super::{Direction, Fixed, Spans, uring};
 
 /// A device's way to its volume. One transfer at a time.
 #[derive(Debug)]
 pub(crate) struct FileIo {
     way: Way,
+    /// Tried first, where frames are pinned by registration.
+    fixed: Option<Rc<Fixed>>,
     in_flight: Rc<Cell<usize>>,
     /// Lent to the transfer while one runs.
     spans: Option<Box<Spans>>,
@@ -40,7 +44,13 @@ impl FileIo {
             }
             None => Way::Uring,
         };
-        FileIo { way, in_flight, spans: Some(spans) }
+        FileIo { way, fixed: None, in_flight, spans: Some(spans) }
+    }
+
+    /// Moves what lies in one registered frame through `fixed`.
+    pub(crate) fn with_fixed(mut self, fixed: Option<Rc<Fixed>>) -> Self {
+        self.fixed = fixed;
+        self
     }
 
     /// The memory of the next transfer.
@@ -50,6 +60,13 @@ impl FileIo {
     /// A transfer was abandoned and still has it.
     pub(crate) fn spans(&mut self) -> io::Result<&mut Spans> {
         self.spans.as_deref_mut().ok_or_else(|| io::Error::from(io::ErrorKind::ResourceBusy))
+    }
+
+    /// The memory that transfers reach from now on. An abandoned one keeps its own.
+    pub(crate) fn see(&mut self, memory: &Arc<DmaSpace>) {
+        if let Some(spans) = &mut self.spans {
+            spans.see(memory.clone());
+        }
     }
 
     /// Moves all of the spans from or to `offset` in the file.
@@ -84,8 +101,16 @@ impl FileIo {
 
     /// One operation of the kernel, which may move less than all.
     async fn some(&mut self, job: Job, offset: u64) -> io::Result<usize> {
-        let spans =
+        let mut spans =
             self.spans.take().ok_or_else(|| io::Error::from(io::ErrorKind::ResourceBusy))?;
+        if let Job::Transfer(direction) = job {
+            let moved;
+            (moved, spans) = self.straight(spans, direction, offset).await;
+            if let Some(moved) = moved {
+                self.spans = Some(spans);
+                return moved;
+            }
+        }
         if let (Way::Workers(..), Job::Transfer(Direction::Read)) = (&self.way, job)
             && let Some(moved) = spans.read_without_blocking(offset)
         {
@@ -99,6 +124,29 @@ impl FileIo {
         };
         self.spans = Some(spans);
         result
+    }
+
+    /// Through the ring for registered frames; `None` where the plain path has to do it.
+    async fn straight(
+        &self,
+        spans: Box<Spans>,
+        direction: Direction,
+        offset: u64,
+    ) -> (Option<io::Result<usize>>, Box<Spans>) {
+        let Some(fixed) = &self.fixed else {
+            return (None, spans);
+        };
+        let passage = match fixed.start(spans, direction, offset) {
+            Ok(passage) => passage,
+            Err(spans) => return (None, spans),
+        };
+        let _counted = Counted::new(&self.in_flight);
+        match passage.await {
+            // The frame was unpinned after its slot was found. The memory is there all the same,
+            // and the plain path needs no slot.
+            (Err(error), spans) if error.raw_os_error() == Some(libc::EFAULT) => (None, spans),
+            (moved, spans) => (Some(moved), spans),
+        }
     }
 }
 

@@ -3,9 +3,11 @@
 //!
 //! [`Volume`] is the file; `Spans` says which memory a transfer moves; `FileIo` moves it: through
 //! the shard's tokio-uring ring where there is one, else with a non-blocking attempt on the shard
-//! and a small pool of threads for what would block.
+//! and a small pool of threads for what would block. Where frames are pinned by registration, a
+//! transfer that lies in one of them goes through `Fixed`, a ring that knows them.
 
 mod file_io;
+mod fixed;
 mod spans;
 mod uring;
 mod workers;
@@ -17,6 +19,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 pub(crate) use file_io::FileIo;
+pub(crate) use fixed::Fixed;
 pub(crate) use spans::Spans;
 pub(crate) use workers::Workers;
 

@@ -21,10 +21,10 @@ pub(crate) struct Spans {
     bytes: usize,
     zeros: Box<[u8; BLOCK as usize]>,
     volume: Arc<Volume>,
-    _memory: Arc<DmaSpace>,
+    memory: Arc<DmaSpace>,
 }
 
-// SAFETY: the pointers name memory that `_memory` and `zeros` keep mapped, which any thread may
+// SAFETY: the pointers name memory that `memory` and `zeros` keep mapped, which any thread may
 // access (`HostRange` is Send for the same reason). Test: `workers::tests::both_directions_move_data`.
 unsafe impl Send for Spans {}
 
@@ -36,8 +36,15 @@ impl Spans {
             bytes: 0,
             zeros: Box::new([0; BLOCK as usize]),
             volume,
-            _memory: memory,
+            memory,
         })
+    }
+
+    /// The memory that the pieces to come are in.
+    pub(crate) fn see(&mut self, memory: Arc<DmaSpace>) {
+        // No piece of the old memory may outlive it.
+        self.clear();
+        self.memory = memory;
     }
 
     /// Forgets all pieces.

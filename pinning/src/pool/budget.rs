@@ -1,0 +1,82 @@
+//! A budget that changes while programs run.
+
+use std::time::Duration;
+
+use super::{BudgetError, Pool, pages};
+use crate::FRAME_SHIFT;
+use crate::hold::Hold;
+use crate::ledger::Departure;
+use crate::patience::Patience;
+
+impl Pool {
+    /// Makes `bytes` the budget, rounded down to whole pages of 4 KiB. A larger one is in force at
+    /// once; for a smaller one idle frames are unpinned, and if that is not enough, this waits in
+    /// line for room as a program does. For a control thread.
+    ///
+    /// # Errors
+    ///
+    /// Too little for a frame or for a device in mode pinned, programs that keep their pages longer
+    /// than `patience`, a pinner that fails. The budget is as it was then.
+    pub fn set_budget(&self, bytes: u64, patience: Duration) -> Result<(), BudgetError> {
+        // No lease begins or ends meanwhile, and no region comes or goes.
+        let leases = self.leases.lock();
+        let table = self.table();
+        let least = 1 << table.widest_shift();
+        if bytes < least {
+            return Err(BudgetError::TooSmall { budget: bytes, least });
+        }
+        if !leases.is_empty() && bytes < table.bytes() {
+            return Err(BudgetError::WholeGuest { budget: bytes, guest: table.bytes() });
+        }
+        {
+            let mut ledger = self.ledger.lock();
+            if pages(bytes) >= ledger.limit() {
+                ledger.set_limit(pages(bytes));
+                ledger.line.wake_first();
+                return Ok(());
+            }
+        }
+        let mut hold = Hold::default();
+        let result = self.shed_to(bytes, patience, &mut hold);
+        self.forget(&mut hold);
+        result
+    }
+
+    fn shed_to(&self, bytes: u64, patience: Duration, hold: &mut Hold) -> Result<(), BudgetError> {
+        let waiting = Patience::of(patience);
+        let limit = pages(bytes);
+        loop {
+            let table = {
+                let mut ledger = self.ledger.lock();
+                let Hold { victims, ticket, .. } = &mut *hold;
+                victims.clear();
+                // Nobody but the first in line can book room, so what goes stays away.
+                self.line_up(&mut ledger, ticket, waiting.waker());
+                if !ledger.line.is_behind(*ticket) {
+                    if ledger.pinned_bytes() <= u64::from(limit) << FRAME_SHIFT {
+                        ledger.set_limit(limit);
+                        return Ok(());
+                    }
+                    ledger.shed(limit, &self.words, victims);
+                }
+                ledger.table().clone()
+            };
+            if hold.victims.is_empty() {
+                if !waiting.wait() {
+                    let pinned = self.pinned_bytes();
+                    return Err(BudgetError::StillInUse { budget: bytes, pinned, patience });
+                }
+                continue;
+            }
+            hold.victims.sort_unstable();
+            let (gone, result) = self.unpin(&hold.victims, &table);
+            let mut ledger = self.ledger.lock();
+            let (unpinned, kept) = hold.victims.split_at_mut(gone);
+            self.take_off_accounts(&mut ledger, unpinned, Departure::Released);
+            unpinned.iter().for_each(|frame| self.words[*frame as usize].vacate());
+            kept.iter().for_each(|frame| self.words[*frame as usize].restore());
+            ledger.line.wake_bystanders();
+            result?;
+        }
+    }
+}
