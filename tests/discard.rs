@@ -17,7 +17,7 @@ use bench_guest::fba::{self, Image};
 use bench_guest::wired::Wired;
 use bench_guest::{Bench, Device, STALL};
 use vfio_ccw::architecture::{Ccw, CcwFlags, Orb, command};
-use vfio_ccw::{Cc, DeviceOptions, DeviceSpec, MemoryError, Mode, Service};
+use vfio_ccw::{Cc, DeviceOptions, DeviceSpec, MemoryError, Mode, PinnerChoice, Service};
 use vfio_ccw_pinning::WithdrawError;
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestRegionMmap};
@@ -468,43 +468,65 @@ impl Ballooned<'_> {
     }
 }
 
+/// Takes memory of busy readers again and again.
+fn inflate_under_load(bench: &Bench, image: &Image, budget: u64) {
+    const READERS: u32 = 16;
+    let mut readers: Vec<_> =
+        (0..READERS).map(|index| Reader::attach(bench, image, index)).collect();
+    let ballooned = &Ballooned {
+        bench,
+        over: AtomicBool::new(false),
+        reads: AtomicU64::new(0),
+        discards: (0..READERS).map(|_| AtomicU64::new(0)).collect(),
+    };
+    thread::scope(|scope| {
+        for half in readers.chunks_mut(READERS as usize / 2) {
+            scope.spawn(move || ballooned.read(half));
+        }
+        let _over = Over(&ballooned.over);
+        let mut dice = 0x9e37_79b9_7f4a_7c15_u64;
+        for _ in 0..60 {
+            dice = dice.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            let first = (dice >> 40) % u64::from(READERS);
+            let buffers = 1 + (dice >> 50) % (u64::from(READERS) - first).min(6);
+            ballooned.inflate(first, buffers);
+            ballooned.wait_for(u64::from(READERS));
+        }
+    });
+    readers.iter_mut().for_each(|reader| reader.read(bench));
+    let pool = bench.service.pool();
+    assert!(pool.peak_bytes() <= budget);
+    pool.unpin_all_idle().unwrap();
+    assert_eq!((pool.pinned_bytes(), pool.waiting()), (0, 0));
+    assert!(!is_locked(bench, &(0..MEMORY as u64)));
+}
+
+/// Not enough for all readers at once: there are evictions and lines beside the balloon.
+const TIGHT: u64 = 12 * FRAME;
+
 #[test]
 fn a_balloon_takes_memory_under_load() {
-    const READERS: u32 = 16;
     let image = Image::new(256);
     for mode in [Mode::Cached, Mode::OnDemand] {
-        // Not enough for all at once: there are evictions and lines beside it.
-        let budget = 12 * FRAME;
-        let builder = || Service::builder().mode(mode).shards(2).budget(budget);
+        let builder = || Service::builder().mode(mode).shards(2).budget(TIGHT);
         bench_guest::on_each_driver_of(builder, MEMORY, |bench| {
-            let mut readers: Vec<_> =
-                (0..READERS).map(|index| Reader::attach(bench, &image, index)).collect();
-            let ballooned = &Ballooned {
-                bench,
-                over: AtomicBool::new(false),
-                reads: AtomicU64::new(0),
-                discards: (0..READERS).map(|_| AtomicU64::new(0)).collect(),
-            };
-            thread::scope(|scope| {
-                for half in readers.chunks_mut(READERS as usize / 2) {
-                    scope.spawn(move || ballooned.read(half));
-                }
-                let _over = Over(&ballooned.over);
-                let mut dice = 0x9e37_79b9_7f4a_7c15_u64;
-                for _ in 0..60 {
-                    dice = dice.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
-                    let first = (dice >> 40) % u64::from(READERS);
-                    let buffers = 1 + (dice >> 50) % (u64::from(READERS) - first).min(6);
-                    ballooned.inflate(first, buffers);
-                    ballooned.wait_for(u64::from(READERS));
-                }
-            });
-            readers.iter_mut().for_each(|reader| reader.read(bench));
-            let pool = bench.service.pool();
-            assert!(pool.peak_bytes() <= budget);
-            pool.unpin_all_idle().unwrap();
-            assert_eq!((pool.pinned_bytes(), pool.waiting()), (0, 0));
-            assert!(!is_locked(bench, &(0..MEMORY as u64)));
+            inflate_under_load(bench, &image, TIGHT);
         });
+    }
+}
+
+/// The kernel lets registered pages be discarded, but a device that still had them would then read
+/// into pages that the guest has no more.
+#[test]
+fn a_balloon_takes_registered_memory_under_load() {
+    let image = Image::new(256);
+    for mode in [Mode::Cached, Mode::OnDemand] {
+        let registered = Service::builder().pinner(PinnerChoice::Registered);
+        let builder = registered.mode(mode).shards(2).budget(TIGHT);
+        let memory = bench_guest::memory(MEMORY);
+        match builder.build(memory.clone()) {
+            Ok(service) => inflate_under_load(&Bench { memory, service }, &image, TIGHT),
+            Err(error) => println!("SKIPPED: {error}"),
+        }
     }
 }

@@ -25,8 +25,9 @@ use vfio_ccw::architecture::{
 use vfio_ccw::volume::{BLOCK, Volume};
 use vfio_ccw::{
     Cc, Completions, DeviceOptions, DeviceSpec, Driver, DriverChoice, Granule, Interrupts,
-    MemoryError, Mode, Service, ServiceBuilder, Subchannel, SubmitError,
+    MemoryError, Mode, PinnerChoice, Service, ServiceBuilder, Subchannel, SubmitError,
 };
+use vfio_ccw_metrics::CounterKind;
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MemoryRegionAddress,
@@ -695,33 +696,55 @@ fn disk() -> NamedTempFile {
     file
 }
 
+/// Changes memory again and again under a load of `devices` devices.
+fn lose_and_regain(builder: ServiceBuilder, devices: u32, mode: Mode) {
+    println!("{devices} devices, {mode}, {builder:?}");
+    let mut load = Load::new(builder.mode(mode), devices);
+    let all = vec![true; load.devices.len()];
+    load.one_each(Job::ends_served);
+    load.assert_data(&all);
+    for midst in [Midst::Running, Midst::Held, Midst::Running] {
+        load.pull(midst);
+        load.one_each(Job::ends_without);
+        load.plug(midst);
+        load.one_each(Job::ends_served);
+        load.assert_data(&all);
+    }
+    assert_eq!(load.pulled.len(), 3);
+    let Load { bench, mut completions, requests, wires, .. } = load;
+    let totals = bench.service.totals();
+    for kind in [CounterKind::PinUnpinned, CounterKind::Unfetched] {
+        assert!(totals.counter(kind) > 0, "{kind:?} is not tried");
+    }
+    // What few devices use fits the budget.
+    let evicts = mode == Mode::Cached && devices == DEVICES;
+    assert!(totals.counter(CounterKind::PinEvictions) > 0 || !evicts, "nothing is evicted");
+    // Each wire ran for two changes of memory.
+    assert_eq!(totals.all_completions(), (requests + 2 * wires.len()) as u64);
+    drop(bench);
+    let late = completions.reap(usize::MAX, |late| panic!("nobody waits for {late:?}"));
+    assert_eq!(late, 0);
+}
+
 #[test]
 fn ten_thousand_devices_lose_their_memory_and_get_it_back() {
     for (index, builder) in builders().into_iter().enumerate() {
-        println!("{builder:?}");
-        // Each device that interrupts by eventfd takes two descriptors, and a process has 1,024.
-        let devices = if index % 2 == 0 { DEVICES } else { 400 };
         let mode = if index < 2 { Mode::Cached } else { Mode::OnDemand };
-        let granule = if index % 2 == 0 { Granule::Backing } else { Granule::Bytes(64 << 10) };
-        let mut load = Load::new(builder.mode(mode).granule(granule), devices);
-        let all = vec![true; load.devices.len()];
-        load.one_each(Job::ends_served);
-        load.assert_data(&all);
-        for midst in [Midst::Running, Midst::Held, Midst::Running] {
-            load.pull(midst);
-            load.one_each(Job::ends_without);
-            load.plug(midst);
-            load.one_each(Job::ends_served);
-            load.assert_data(&all);
+        if index % 2 == 0 {
+            lose_and_regain(builder, DEVICES, mode);
+        } else {
+            // Each device that interrupts by eventfd takes two descriptors, and a process has 1,024.
+            lose_and_regain(builder.granule(Granule::Bytes(64 << 10)), 400, mode);
         }
-        assert_eq!(load.pulled.len(), 3);
-        let Load { bench, mut completions, requests, wires, .. } = load;
-        let totals = bench.service.totals();
-        // Each wire ran for two changes of memory.
-        assert_eq!(totals.all_completions(), (requests + 2 * wires.len()) as u64);
-        drop(bench);
-        let late = completions.reap(usize::MAX, |late| panic!("nobody waits for {late:?}"));
-        assert_eq!(late, 0);
+    }
+}
+
+#[test]
+fn registered_pages_are_lost_and_come_back() {
+    let builder = Service::builder().pinner(PinnerChoice::Registered);
+    match builder.clone().build(bench_guest::memory(4096)) {
+        Ok(_) => lose_and_regain(builder, DEVICES, Mode::Cached),
+        Err(error) => println!("SKIPPED: {error}"),
     }
 }
 

@@ -13,7 +13,7 @@ use bench_guest::Bench;
 use bench_guest::fba::{self, Image};
 use bench_guest::wired::Wired;
 use vfio_ccw::architecture::{Ccw, IrbHead, Orb, command};
-use vfio_ccw::{Cc, DeviceSpec, Mode, Service, ServiceBuilder};
+use vfio_ccw::{Cc, DeviceSpec, Mode, PinnerChoice, Service, ServiceBuilder};
 use vfio_ccw_metrics::CounterKind;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
@@ -24,8 +24,9 @@ const PROGRAM: u32 = 0x1000;
 const PAGE: u32 = 0x8_0000;
 const PAGE_FRAME: u32 = PAGE / FRAME as u32;
 
-/// Tells a child what to do to the page.
+/// Tells a child what to do to the page, and what has pinned it.
 const MEDDLING: &str = "SELF_CHECK_MEDDLING";
+const PINNER: &str = "SELF_CHECK_PINNER";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Meddling {
@@ -125,10 +126,11 @@ fn checked_bench(builder: ServiceBuilder) -> Option<Bench> {
 #[test]
 fn a_load_runs_clean() {
     let image = Image::new(256);
-    for mode in Mode::ALL {
+    let pinners = PinnerChoice::ALL.into_iter();
+    for (pinner, mode) in pinners.flat_map(|pinner| Mode::ALL.map(|mode| (pinner, mode))) {
         let budget = if mode == Mode::Pinned { MEMORY } else { 20 * FRAME };
-        println!("{mode}");
-        let builder = Service::builder().mode(mode).budget(budget as u64);
+        println!("{pinner}, {mode}");
+        let builder = Service::builder().pinner(pinner).mode(mode).budget(budget as u64);
         let Some(bench) = checked_bench(builder) else { continue };
         let mut devices: Vec<_> = (0..8).map(|_| bench.attach(image.disk())).collect();
         for round in 0..40u32 {
@@ -171,20 +173,25 @@ fn run_meddled(bench: &Bench, meddling: Meddling) -> IrbHead {
 #[test]
 fn child() {
     let Some(meddling) = Meddling::of_this_process() else { return };
-    let Some(bench) = checked_bench(Service::builder()) else { return };
+    let pinner: PinnerChoice = std::env::var(PINNER).unwrap().parse().unwrap();
+    let Some(bench) = checked_bench(Service::builder().pinner(pinner)) else { return };
     let irb = run_meddled(&bench, meddling);
     println!("ended: clean {}", irb.scsw.is_clean_end());
-    // What the panic has left of the service is not put in order.
-    std::process::exit(0);
+    // The service ends in order although one of its tasks has panicked.
 }
 
 #[test]
 fn a_page_that_is_replaced_is_found_out() {
-    for meddling in Meddling::ALL {
+    for (pinner, meddling) in PinnerChoice::ALL
+        .into_iter()
+        .flat_map(|pinner| Meddling::ALL.map(|meddling| (pinner, meddling)))
+    {
+        println!("{pinner}, {meddling:?}");
         let program = std::env::current_exe().expect("this program");
         let output = Command::new(program)
             .args(["--exact", "child", "--nocapture"])
             .env(MEDDLING, format!("{meddling:?}"))
+            .env(PINNER, pinner.name())
             .output()
             .expect("a child process");
         let [said, complained] =
@@ -193,7 +200,7 @@ fn a_page_that_is_replaced_is_found_out() {
         let words = |key| said.lines().filter_map(move |line| Some(line.split_once(key)?.1));
         if let Some(reason) = words("SKIPPED: ").next() {
             println!("SKIPPED: {reason}");
-            return;
+            continue;
         }
         let frames: Vec<_> = words("host frame ").collect();
         let &[before, after] = &frames[..] else { panic!("{said}\n{complained}") };
