@@ -25,8 +25,8 @@ pub enum Granule {
     /// a page costs as much as all of it.
     #[default]
     Backing,
-    /// This many bytes, a power of two from 4 KiB to 1 GiB. A region whose length or host address is
-    /// no multiple of it gets the largest size that fits; one of hugetlbfs at least its page, if that
+    /// This many bytes, a power of two from 4 KiB to 1 GiB. A region whose length is no multiple
+    /// of it gets the largest size that fits; one of hugetlbfs at least its page, if that
     /// fits.
     Bytes(u64),
 }
@@ -71,7 +71,7 @@ impl Granule {
         let backing =
             huge_page(host, file).map_err(|source| GranuleError::Unknown { address, source })?;
         let wanted = wanted.max(backing.unwrap_or(FRAME)).trailing_zeros();
-        Ok(wanted.min((address | host.len()).trailing_zeros()).max(FRAME_SHIFT))
+        Ok(wanted.min(host.len().trailing_zeros()).max(FRAME_SHIFT))
     }
 }
 
@@ -138,7 +138,8 @@ mod tests {
         };
         assert_eq!(shift(Granule::Backing, 1 << 30, 1 << 30), 12);
         assert_eq!(shift(Granule::Bytes(2 << 20), 1 << 30, 1 << 30), 21);
-        assert_eq!(shift(Granule::Bytes(2 << 20), 3 << 20, 1 << 30), 20);
+        assert_eq!(shift(Granule::Bytes(2 << 20), 0x5000, 1 << 30), 21, "wherever it is mapped");
+        assert_eq!(shift(Granule::Bytes(2 << 20), 0x5000, 3 << 20), 20);
         assert_eq!(shift(Granule::Bytes(2 << 20), 1 << 30, 0x3000), 12);
         for bytes in [0, 2048, 12288, 2 << 30] {
             let error =

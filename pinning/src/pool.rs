@@ -143,6 +143,21 @@ impl Pool {
         })
     }
 
+    /// Holds every frame that `hold` wants if all are pinned: the common case, without a future.
+    /// `false`: nothing is held, and [`Pool::hold`] sees to it.
+    #[inline]
+    pub fn try_hold(&self, hold: &mut Hold) -> bool {
+        if hold.limit.is_some_and(|share| self.may_exceed(hold, share)) {
+            return false;
+        }
+        if !matches!(self.take_all(hold), Ok(true)) {
+            self.let_go(hold);
+            return false;
+        }
+        self.all_hit(hold);
+        true
+    }
+
     /// Holds every frame that `hold` wants, waiting for room where there is none.
     ///
     /// Pending means nothing is held and the waker is kept. A future dropped meanwhile must call
@@ -167,10 +182,7 @@ impl Pool {
         }
         match self.take_all(hold) {
             Ok(true) if hold.ticket.is_none() => {
-                hold.tally.hits = hold.tally.gets;
-                if let Some(self_check) = &self.self_check {
-                    self_check.check(&hold.held, &self.table());
-                }
+                self.all_hit(hold);
                 Poll::Ready(Ok(()))
             }
             Ok(_) => self.poll_misses(hold, cx),
@@ -284,6 +296,16 @@ impl Pool {
     /// The hit rate that a budget of `bytes` would have; as [`Pool::sizing`].
     pub fn hit_rate_at(&self, bytes: u64) -> Option<f64> {
         self.reuse.lock().hit_rate(bytes)
+    }
+
+    /// Every wanted frame was pinned.
+    #[inline]
+    fn all_hit(&self, hold: &mut Hold) {
+        let gets = hold.wanted.len() as u32;
+        hold.tally = Tally { gets, hits: gets, ..Tally::default() };
+        if let Some(self_check) = &self.self_check {
+            self_check.check(&hold.held, &self.table());
+        }
     }
 
     /// Takes every wanted frame that is pinned; the rest goes to `missing`. Whether none is missing.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use vfio_ccw::{DriverChoice, Interrupts, Mode, Service, ServiceBuilder};
+use vfio_ccw::{DriverChoice, Granule, Interrupts, Mode, PinnerChoice, Service, ServiceBuilder};
 use vfio_ccw_load::{Access, parse_bytes};
 
 /// How the service runs.
@@ -16,6 +16,13 @@ pub(super) struct ServiceOptions {
     /// When guest pages are pinned: pinned (all, up front), on-demand (per request) or cached.
     #[arg(long, value_name = "MODE", default_value = "cached")]
     pub(super) mode: Mode,
+    /// What pins pages: resident (mlock), or registered (io_uring buffers; for mode on-demand and for
+    /// budgets much smaller than what is in use).
+    #[arg(long, value_name = "PINNER", default_value = "resident")]
+    pub(super) pinner: PinnerChoice,
+    /// Size of the frames that are pinned, 4KiB to 1GiB [default: 4KiB, or what budget and memory need].
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    pub(super) granule: Option<u64>,
     /// What file I/O runs on: auto, io_uring or epoll.
     #[arg(long, value_name = "DRIVER", default_value = "auto")]
     pub(super) driver: DriverChoice,
@@ -35,11 +42,16 @@ impl ServiceOptions {
     pub(super) fn builder(&self, subchannels: usize) -> ServiceBuilder {
         let builder = Service::builder()
             .mode(self.mode)
+            .pinner(self.pinner)
             .driver(self.driver)
             .shards(self.shards)
             .interrupts(self.interrupts)
             .spin(Duration::from_micros(self.spin))
             .subchannels(subchannels.div_ceil(self.shards.max(1)));
+        let builder = match self.granule {
+            Some(bytes) => builder.granule(Granule::Bytes(bytes)),
+            None => builder,
+        };
         match self.budget {
             Some(bytes) => builder.budget(bytes),
             None => builder,

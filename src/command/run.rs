@@ -8,17 +8,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use vfio_ccw::Service;
 use vfio_ccw::engine::{DiskEngine, MAX_TRANSFER};
 use vfio_ccw::volume::Volume;
+use vfio_ccw::{Mode, Service};
 use vfio_ccw_load::closed_loop::{self, ClosedLoop, Limit};
 use vfio_ccw_load::units::Bytes;
 use vfio_ccw_load::verify::{self, WholeVolume};
 use vfio_ccw_load::{
-    Access, Buffers, JobReport, LiveLine, LoadError, Progress, Quiet, StageRow, Workload,
-    WorkloadError,
+    Access, BudgetRow, Buffers, JobReport, LiveLine, LoadError, Progress, Quiet, StageRow,
+    Workload, WorkloadError,
 };
 use vfio_ccw_metrics::{CounterKind, Endpoint, EndpointError, Registry, Snapshot, Stage, Totals};
+use vfio_ccw_pinning::Sizing;
 
 use super::options::{MetricsAddress, ServiceOptions, access, bytes};
 use super::{Failure, guest, interrupt, say, tell};
@@ -353,6 +354,13 @@ fn complete(report: &mut JobReport, service: &Service, totals: &Totals) {
     report.pinned_now_bytes = pool.pinned_bytes();
     report.pinned_peak_bytes = pool.peak_bytes();
     report.budget_bytes = pool.budget_bytes();
+    report.pinner = pool.pinner().to_owned();
+    report.unpinned_pages = totals.counter(CounterKind::PinUnpinned);
+    if service.mode() == Mode::Cached {
+        let row =
+            |sizing: Sizing| BudgetRow { budget_bytes: sizing.budget, hit_rate: sizing.hit_rate };
+        report.other_budgets = pool.sizing().into_iter().map(row).collect();
+    }
     let gets = totals.counter(CounterKind::PinGets);
     if gets > 0 {
         report.cache_hit_rate = Some(totals.counter(CounterKind::PinHits) as f64 / gets as f64);

@@ -34,6 +34,9 @@ const DEFAULT_BUDGET: u64 = 64 << 20;
 /// (`vm.max_map_count` is 65,530).
 const MOST_SPREAD_FRAMES: u64 = 16_384;
 
+/// Multiples of the budget for which a gauge says what hit rate they would have.
+const OTHER_BUDGETS: [f64; 6] = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0];
+
 /// Threads for file I/O that would block, where there is no io_uring.
 const FILE_THREADS: usize = 4;
 
@@ -70,6 +73,11 @@ pub enum ServiceError {
         "io_uring does not work here: {0}; use driver auto or epoll, or allow io_uring_setup in the seccomp profile"
     )]
     IoUring(#[source] io::Error),
+    /// The pinner registers pages with io_urings, which the service does not have.
+    #[error(
+        "pinner registered needs driver io_uring: use pinner resident, or let io_uring work here"
+    )]
+    PinnerNeedsIoUring,
     /// A number that makes no sense.
     #[error("{what} is {value}: it must be between {least} and {most}")]
     OutOfRange {
@@ -274,7 +282,9 @@ impl ServiceBuilder {
         let budget = self.budget_for(guest)?;
         let map = Arc::new(GuestMap::with_granule(memory, self.granule_for(budget))?);
         check_reach(&map)?;
-        warn_of_small_frames(&map, budget);
+        if self.frames_are_spread() {
+            warn_of_small_frames(&map, budget);
+        }
         let driver = self.driver.decide().map_err(ServiceError::IoUring)?;
         let options = PoolOptions { self_check: self.self_check, max_memory: self.max_memory };
         let registered = self.registered(driver)?;
@@ -356,10 +366,13 @@ impl ServiceBuilder {
                 let registered = Registered::new(Registered::MOST_SLOTS);
                 registered.map(Some).map_err(|error| ServiceError::IoUring(io::Error::other(error)))
             }
-            (PinnerChoice::Registered, Driver::Epoll) => {
-                Err(ServiceError::IoUring(io::Error::other("pinner registered needs it")))
-            }
+            (PinnerChoice::Registered, Driver::Epoll) => Err(ServiceError::PinnerNeedsIoUring),
         }
+    }
+
+    /// Whether each frame counts by itself: not where the whole guest is locked, which is one mapping.
+    fn frames_are_spread(&self) -> bool {
+        self.mode != Mode::Pinned || self.pinner == PinnerChoice::Registered
     }
 
     /// The frame size where none was chosen: with small frames spread over the guest, each is a
@@ -367,9 +380,9 @@ impl ServiceBuilder {
     fn granule_for(&self, budget: u64) -> Granule {
         self.granule.unwrap_or_else(|| {
             let least = budget.div_ceil(MOST_SPREAD_FRAMES).next_power_of_two();
-            match self.mode == Mode::Pinned || least <= FRAME {
-                true => Granule::Backing,
-                false => Granule::Bytes(least.min(1 << 30)),
+            match self.frames_are_spread() && least > FRAME {
+                true => Granule::Bytes(least.min(1 << 30)),
+                false => Granule::Backing,
             }
         })
     }
@@ -409,7 +422,7 @@ fn warn_of_small_frames(map: &GuestMap, budget: u64) {
     if budget.min(map.bytes()) / smallest > MOST_SPREAD_FRAMES {
         tracing::warn!(
             "the pin budget of {budget} bytes is more than {MOST_SPREAD_FRAMES} frames of {smallest} bytes: \
-             map guest memory on larger boundaries, or programs may run unpinned"
+             use regions whose length is a multiple of more, or programs may run unpinned"
         );
     }
 }
@@ -434,6 +447,20 @@ fn register_gauges(registry: &Registry, pool: &Arc<Pool>) -> Result<(), ServiceE
         Pool::peak_bytes,
     )?;
     gauge("vfio_ccw_pin_budget_bytes", "Guest memory that may be pinned.", Pool::budget_bytes)?;
+    for of_budget in OTHER_BUDGETS {
+        let pool = Arc::downgrade(pool);
+        let estimate = move || {
+            let pool = pool.upgrade()?;
+            pool.hit_rate_at((pool.budget_bytes() as f64 * of_budget) as u64)
+        };
+        registry.gauge_with(
+            "vfio_ccw_pin_estimated_hit_ratio",
+            "Share of pages that a budget so many times as large would have found pinned, by the reuse \
+             distances seen lately; NaN before enough was seen.",
+            &[("of_budget", &of_budget.to_string())],
+            move || estimate().unwrap_or(f64::NAN),
+        )?;
+    }
     gauge(
         "vfio_ccw_pin_waiting_programs",
         "Programs waiting for room in the pin budget.",

@@ -236,7 +236,8 @@ async fn leg<B: Backend>(
     let is_covered = (seat.pinning.borrow().whole_guest.as_ref())
         .map(|whole_guest| whole_guest.cover(hold))
         .is_some();
-    let held = match is_covered {
+    hold.limit_bytes(seat.share);
+    let held = match is_covered || context.plan.pool.try_hold(hold) {
         true => Ok(()),
         false => hold_pages(seat, hold).await,
     };
@@ -258,7 +259,6 @@ async fn leg<B: Backend>(
 
 /// Holds the program's pages, however long that takes, unless the subchannel must leave.
 async fn hold_pages(seat: &Seat, hold: &mut Hold) -> Result<(), Refusal> {
-    hold.limit_bytes(seat.share);
     let mut holding = pin!(seat.context.plan.pool.hold(hold));
     let mut rung = false;
     let held = poll_fn(|cx| {

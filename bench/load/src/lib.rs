@@ -82,7 +82,7 @@ pub use driver::{LoadError, STALL_LIMIT};
 pub use engine::{Engine, EngineError};
 pub use failure::{Failure, FailureKind};
 pub use progress::{LiveLine, Progress, Quiet, Tick};
-pub use report::{JobReport, StageRow};
+pub use report::{BudgetRow, JobReport, StageRow};
 pub use request::{Completion, Direction, Request};
 pub use units::{ParseBytesError, parse_bytes};
 pub use verify::{VerifyReport, WholeVolume};

@@ -87,9 +87,31 @@ pub struct JobReport {
     pub budget_bytes: u64,
     /// Share of pin requests that the cache answered, 0 to 1; none where the mode has no cache.
     pub cache_hit_rate: Option<f64>,
+    /// Name of what pins pages.
+    pub pinner: String,
+    /// Pages that requests ran with unpinned, for want of room or because pinning failed.
+    pub unpinned_pages: u64,
+    /// Hit rates that other budgets would have, by the reuse distances seen; empty where the mode has
+    /// no cache or too little was seen.
+    pub other_budgets: Vec<BudgetRow>,
     /// Latencies by stage; in JSON an object with the names as keys, in this order.
     #[serde(serialize_with = "stages_by_name")]
     pub stages: Vec<StageRow>,
+}
+
+/// The hit rate that a budget would have.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BudgetRow {
+    /// Most bytes that may be pinned.
+    pub budget_bytes: u64,
+    /// Share of pages, 0 to 1, that would be found pinned.
+    pub hit_rate: f64,
+}
+
+impl fmt::Display for BudgetRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:.1} %", Bytes(self.budget_bytes), self.hit_rate * 100.0)
+    }
 }
 
 impl JobReport {
@@ -117,6 +139,9 @@ impl JobReport {
             pinned_peak_bytes: 0,
             budget_bytes: 0,
             cache_hit_rate: None,
+            pinner: String::new(),
+            unpinned_pages: 0,
+            other_budgets: Vec::new(),
             stages: vec![load.latency_row("round_trip")],
         }
     }
@@ -167,6 +192,17 @@ impl JobReport {
         )?;
         if let Some(rate) = self.cache_hit_rate {
             write!(out, "; cache hit rate {:.2} %", rate * 100.0)?;
+        }
+        if self.unpinned_pages > 0 {
+            write!(
+                out,
+                "\nnot pinned: {} pages, for want of room in the budget",
+                self.unpinned_pages
+            )?;
+        }
+        if !self.other_budgets.is_empty() {
+            let rows: Vec<String> = self.other_budgets.iter().map(BudgetRow::to_string).collect();
+            write!(out, "\nhit rate that a budget would have (estimate): {}", rows.join(", "))?;
         }
         write!(out, "\n\n{}", stage_table(&self.stages))
     }
@@ -247,6 +283,12 @@ mod tests {
             pinned_peak_bytes: 1 << 20,
             budget_bytes: 64 << 20,
             cache_hit_rate: Some(0.9987),
+            pinner: "resident".to_owned(),
+            unpinned_pages: 3,
+            other_budgets: vec![
+                BudgetRow { budget_bytes: 64 << 20, hit_rate: 0.97 },
+                BudgetRow { budget_bytes: 128 << 20, hit_rate: 0.9941 },
+            ],
             stages: vec![row("queue", 850), row("translate", 120), row("device", 12_300)],
         }
     }
@@ -271,6 +313,9 @@ mod tests {
             "pinned_peak_bytes",
             "budget_bytes",
             "cache_hit_rate",
+            "pinner",
+            "unpinned_pages",
+            "other_budgets",
         ] {
             assert!(!json[field].is_null(), "{field}");
         }
@@ -294,6 +339,8 @@ mod tests {
             "4 x short, first: slot 2: x",
             "found zeros",
             "pinned 4 KiB now, 1 MiB at most, of 64 MiB; cache hit rate 99.87 %",
+            "not pinned: 3 pages",
+            "hit rate that a budget would have (estimate): 64 MiB 97.0 %, 128 MiB 99.4 %",
             "12.3 µs",
         ] {
             assert!(text.contains(part), "{part}\nnot in\n{text}");
