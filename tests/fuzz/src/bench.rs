@@ -1,7 +1,6 @@
 //! A guest on the bench: a case is translated or not, runs, and everything about it is checked.
 
 use std::cell::RefCell;
-use std::io;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +9,7 @@ use vfio_ccw::SHADOW_IOVA;
 use vfio_ccw::architecture::{IrbHead, Orb, OrbFlags};
 use vfio_ccw::channel_subsystem::{Device, Entry, Run, execute};
 use vfio_ccw::translation::{Program, StorageKeys};
-use vfio_ccw_pinning::{FRAME, FRAME_SHIFT, Hold, HostRange, Mode, Pinner, Pool};
+use vfio_ccw_pinning::{FRAME, FRAME_SHIFT, Hold, HostRange, Mode, Pinner, Pool, Stopped, pinner};
 
 use crate::block_on::block_on;
 use crate::case::Case;
@@ -234,13 +233,12 @@ impl Pinned {
         (0..FRAMES).all(|frame| !self.is_pinned(frame))
     }
 
-    fn set(&self, address: u64, frames: HostRange, pinned: bool) -> io::Result<()> {
+    fn set(&self, address: u64, frames: HostRange, pinned: bool) {
         for at in (address..address + frames.len() as u64).step_by(FRAME as usize) {
             let frame = guest::linear(at).expect("guest memory") >> FRAME_SHIFT;
             let before = self.0[frame].swap(pinned, Ordering::Relaxed);
             assert_ne!(before, pinned, "frame {frame} is pinned or unpinned twice");
         }
-        Ok(())
     }
 }
 
@@ -249,11 +247,21 @@ impl Pinner for Pinned {
         "notebook"
     }
 
-    fn pin(&self, address: u64, frames: HostRange) -> io::Result<()> {
-        self.set(address, frames, true)
+    fn pin(&self, runs: &[pinner::Run<'_>]) -> Result<(), Stopped> {
+        runs.iter().for_each(|run| self.set(run.address, run.host, true));
+        Ok(())
     }
 
-    fn unpin(&self, address: u64, frames: HostRange) -> io::Result<()> {
-        self.set(address, frames, false)
+    fn unpin(&self, runs: &[pinner::Run<'_>]) -> Result<(), Stopped> {
+        runs.iter().for_each(|run| self.set(run.address, run.host, false));
+        Ok(())
+    }
+
+    fn joins_frames(&self) -> bool {
+        true
+    }
+
+    fn keeps_place(&self) -> bool {
+        true
     }
 }
