@@ -18,9 +18,10 @@ use std::task::{Context, Poll, Waker};
 use lru::LruCache;
 use serde::Serialize;
 use vfio_ccw_load::{Access, Workload};
-use vfio_ccw_pinning::{FRAME, GuestMap, Hold, Mode, Pinner, Pool, Run, Stopped};
+use vfio_ccw_pinning::{FRAME, GuestMap, Hold, Mode, Pool};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
+use crate::fields::pinning::Nothing;
 use crate::ratio::FieldError;
 
 /// Budgets in percent of the guest's frames.
@@ -270,31 +271,6 @@ impl Hits {
 
     fn of_hot_in_scan(&self) -> f64 {
         f64::from(self.hot_hits) / f64::from(self.hot_uses)
-    }
-}
-
-/// Pins nothing: what is measured is what would be pinned.
-struct Nothing;
-
-impl Pinner for Nothing {
-    fn name(&self) -> &'static str {
-        "nothing"
-    }
-
-    fn pin(&self, _runs: &[Run<'_>]) -> Result<(), Stopped> {
-        Ok(())
-    }
-
-    fn unpin(&self, _runs: &[Run<'_>]) -> Result<(), Stopped> {
-        Ok(())
-    }
-
-    fn joins_frames(&self) -> bool {
-        true
-    }
-
-    fn keeps_place(&self) -> bool {
-        false
     }
 }
 

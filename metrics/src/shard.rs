@@ -103,7 +103,7 @@ counters! {
         PinCalls pin_calls "vfio_ccw_pin_calls_total"
             "Runs of adjacent pages that were pinned in one call.";
         PinUnpinned pin_unpinned "vfio_ccw_pin_unpinned_total"
-            "Pages that requests ran with unpinned, for want of room or because pinning failed.";
+            "Pages that requests ran with unpinned: more than may ever be pinned, or pinning failed.";
         Overflows overflows "vfio_ccw_completion_overflows_total"
             "Completions that found the completion ring full and were kept beside it.";
         ReadBytes read_bytes "vfio_ccw_read_bytes_total"

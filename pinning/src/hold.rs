@@ -1,6 +1,7 @@
 //! The pages of one channel program: wanted, then held, then released.
 
 use crate::ledger::Room;
+use crate::line::Barred;
 
 /// What holding a program's pages took; for metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,6 +41,10 @@ pub struct Hold {
     /// All uses since samples were last counted.
     pub(crate) uses: u32,
     pub(crate) ticket: Option<u64>,
+    /// It was polled and must be polled again for the same program.
+    pub(crate) is_waiting: bool,
+    /// Its place among those who wait for withdrawn frames.
+    pub(crate) barred: Option<Barred>,
     /// Pages of 4 KiB that a program may have pinned.
     pub(crate) limit: Option<u32>,
     /// The frames must be pinned, whatever the pinner says.
@@ -60,6 +65,8 @@ impl Default for Hold {
             sampled: Vec::with_capacity(MOST_SAMPLES),
             uses: 0,
             ticket: None,
+            is_waiting: false,
+            barred: None,
             limit: None,
             must: false,
             tally: Tally::default(),

@@ -1,14 +1,18 @@
 //! Guest memory as a device sees it: which of it is there, which of it is pinned, and for how long.
 //!
-//! Three questions, three parts:
+//! Questions, and the parts that answer them:
 //!
 //! * *Where is it?* [`GuestMap`] is a flat snapshot of the VMM's memory regions: guest absolute
-//!   address to host address and to a frame number (4 KiB frames, counted across all regions).
-//! * *What does "pinned" mean here?* A [`Pinner`] says. [`Resident`] locks pages in RAM with
-//!   `mlock`, which is what an in-process device needs; other back ends map windows for an IOMMU.
+//!   address to host address and to a frame number. Frames are 4 KiB or more ([`Granule`]).
+//! * *What does "pinned" mean here?* A [`Pinner`] says: [`Resident`] locks pages in RAM,
+//!   [`Registered`] gives them to io_uring, and [`Type1`], [`Iommufd`] and [`VfioUser`] map windows
+//!   for a device elsewhere.
 //! * *What stays pinned?* The [`Pool`]: a hard byte budget, one state word a frame, a hit that is a
-//!   single compare-and-swap, misses of one program merged into few calls, and a CLOCK hand that
-//!   evicts frames nobody uses.
+//!   single compare-and-swap, misses of one program merged into one call, and replacement that a
+//!   scan does not upset.
+//! * *How large should the budget be?* [`Pool::sizing`] says what others would hit.
+//! * *What if memory goes away?* [`Pool::withdraw`] for pages that are discarded, [`Pool::extend`] and
+//!   [`Pool::retire`] for regions.
 //!
 //! A channel program's pages go into a [`Hold`]: first wanted, then held for as long as the device
 //! may touch them, then released. A held frame is never unpinned.
@@ -73,7 +77,7 @@ pub use host::HostRange;
 pub use map::{GuestMap, MapError, Region};
 pub use mode::Mode;
 #[cfg(not(loom))]
-pub use pinner::{Pinner, Registered, Resident, Run, Stopped};
+pub use pinner::{Iommufd, Pinner, Registered, Resident, Run, Stopped, Type1, VfioUser};
 #[cfg(not(loom))]
 pub use pool::{
     BudgetError, HoldError, Pool, PoolError, PoolOptions, WholeGuest, WithdrawError, Withdrawn,

@@ -1,5 +1,5 @@
-//! Who waits: the line of those who need room, and the bystanders who need a frame that somebody
-//! else is pinning, unpinning or withdrawing.
+//! Who waits: the line of those who need room, the bystanders who need a frame that somebody else is
+//! pinning or unpinning just now, and those outside who need one that is withdrawn.
 
 use std::collections::VecDeque;
 use std::task::Waker;
@@ -10,6 +10,16 @@ pub(crate) struct Line {
     queue: VecDeque<Waiter>,
     next_ticket: u64,
     bystanders: Vec<Waker>,
+    outside: Vec<Waker>,
+    /// Times that those outside were called in.
+    calls: u64,
+}
+
+/// A place outside: valid until the next call.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Barred {
+    call: u64,
+    place: usize,
 }
 
 #[derive(Debug)]
@@ -60,6 +70,28 @@ impl Line {
         }
     }
 
+    /// Waits for a frame that is withdrawn, which may take long: others' pins and unpins do not wake
+    /// those who do. `place` is theirs from the last time.
+    pub(crate) fn wait_outside(&mut self, place: &mut Option<Barred>, waker: &Waker) {
+        match place {
+            Some(Barred { call, place }) if *call == self.calls => {
+                self.outside[*place].clone_from(waker);
+            }
+            _ => {
+                *place = Some(Barred { call: self.calls, place: self.outside.len() });
+                self.outside.push(waker.clone());
+            }
+        }
+    }
+
+    /// Wakes everybody who waits for a withdrawn frame.
+    pub(crate) fn call_in(&mut self) {
+        self.calls += 1;
+        for waker in self.outside.drain(..) {
+            waker.wake();
+        }
+    }
+
     /// Wakes everybody who waits for a frame in another owner's hands.
     pub(crate) fn wake_bystanders(&mut self) {
         for waker in self.bystanders.drain(..) {
@@ -71,6 +103,22 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_place_outside_until_called_in() {
+        let mut line = Line::default();
+        let (mut one, mut other) = (None, None);
+        for _ in 0..3 {
+            line.wait_outside(&mut one, Waker::noop());
+            line.wait_outside(&mut other, Waker::noop());
+        }
+        assert_eq!(line.outside.len(), 2);
+        line.call_in();
+        assert!(line.outside.is_empty());
+        line.wait_outside(&mut other, Waker::noop());
+        line.wait_outside(&mut one, Waker::noop());
+        assert_eq!(line.outside.len(), 2, "a place from before the call is nobody's");
+    }
 
     #[test]
     fn the_line_keeps_order_and_places() {

@@ -33,13 +33,12 @@ pub enum MapError {
         /// Guest address of the region.
         start: u64,
     },
-    /// There are more frames than frame numbers.
+    /// There are not as many frame numbers.
     #[error(
-        "guest memory has {frames} frames of 4 KiB: at most {} (16 TiB) can be served",
-        u32::MAX
+        "a guest region needs {frames} frame numbers, more than are free in a row: use larger frames"
     )]
     TooLarge {
-        /// Frames in all regions.
+        /// Frames in the region.
         frames: u64,
     },
     /// There is no memory.
@@ -234,7 +233,10 @@ impl GuestMap {
                 _mapping: memory.clone(),
             };
             match known.iter().find(|known| known.is_same_place(&region)) {
-                Some(known) => region.first_frame = known.first_frame,
+                Some(known) => {
+                    (region.first_frame, region.frame_shift) =
+                        (known.first_frame, known.frame_shift);
+                }
                 None => {
                     let frames = len >> region.frame_shift;
                     region.first_frame =

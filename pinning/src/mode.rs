@@ -8,7 +8,8 @@ use std::str::FromStr;
 pub enum Mode {
     /// The whole guest, before the first request: lowest latency, largest footprint.
     Pinned,
-    /// Each program's pages, from its start to its end: smallest footprint, a call per miss.
+    /// Each program's pages, from its start to its end: smallest footprint, a call per miss. A page
+    /// that another program wanted just then may stay until the room is needed.
     OnDemand,
     /// Each program's pages, kept afterwards while the budget has room: the default.
     #[default]

@@ -118,7 +118,10 @@ impl Pool {
         let words = <[StateWord]>::new_box_zeroed_with_elems(frames as usize)
             .map_err(|_| PoolError::TableTooLarge { frames })?;
         let self_check = match options.self_check {
-            true => Some(SelfCheck::new(frames).map_err(PoolError::SelfCheck)?),
+            true => {
+                let check = SelfCheck::new(frames, pinner.keeps_place());
+                Some(check.map_err(PoolError::SelfCheck)?)
+            }
             false => None,
         };
         let most_frames = match pinner.joins_frames() {
@@ -150,6 +153,7 @@ impl Pool {
         if hold.limit.is_some_and(|share| self.may_exceed(hold, share)) {
             return false;
         }
+        hold.tally = Tally { gets: hold.wanted.len() as u32, ..Tally::default() };
         if !matches!(self.take_all(hold), Ok(true)) {
             self.let_go(hold);
             return false;
@@ -172,7 +176,7 @@ impl Pool {
     /// See [`HoldError`]; nothing is held then.
     #[inline]
     pub fn poll_hold(&self, hold: &mut Hold, cx: &mut Context<'_>) -> Poll<Result<(), HoldError>> {
-        if hold.ticket.is_none() {
+        if !hold.is_waiting {
             hold.tally = Tally { gets: hold.wanted.len() as u32, ..Tally::default() };
         }
         if hold.limit.is_some_and(|share| self.may_exceed(hold, share))
@@ -234,7 +238,7 @@ impl Pool {
         if self.waiting.load(Ordering::SeqCst) != 0 {
             self.ledger.lock().line.wake_first();
         }
-        hold.uses += hold.tally.gets;
+        hold.uses = hold.uses.saturating_add(hold.tally.gets);
         if hold.sampled.len() >= SAMPLES_AT_ONCE {
             self.count_samples(hold);
         }
@@ -242,6 +246,7 @@ impl Pool {
 
     /// Gives up the place in line of a hold that is not polled again for this program.
     pub fn forget(&self, hold: &mut Hold) {
+        hold.is_waiting = false;
         if let Some(ticket) = hold.ticket.take() {
             let mut ledger = self.ledger.lock();
             ledger.line.leave(ticket);
@@ -301,8 +306,8 @@ impl Pool {
     /// Every wanted frame was pinned.
     #[inline]
     fn all_hit(&self, hold: &mut Hold) {
-        let gets = hold.wanted.len() as u32;
-        hold.tally = Tally { gets, hits: gets, ..Tally::default() };
+        hold.is_waiting = false;
+        hold.tally.hits = hold.tally.gets.saturating_sub(hold.tally.misses);
         if let Some(self_check) = &self.self_check {
             self_check.check(&hold.held, &self.table());
         }

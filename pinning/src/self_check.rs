@@ -28,15 +28,16 @@ const ENTRIES: usize = 512;
 #[derive(Debug)]
 pub(crate) struct SelfCheck {
     pagemap: File,
+    keeps_place: bool,
     digests: Box<[AtomicU64]>,
 }
 
 impl SelfCheck {
-    /// For frame numbers below `frames`.
-    pub(crate) fn new(frames: u32) -> io::Result<Self> {
+    /// For frame numbers below `frames`, and a pinner that keeps pages in their place or not.
+    pub(crate) fn new(frames: u32, keeps_place: bool) -> io::Result<Self> {
         let digests = <[AtomicU64]>::new_box_zeroed_with_elems(frames as usize)
             .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
-        Ok(SelfCheck { pagemap: File::open("/proc/self/pagemap")?, digests })
+        Ok(SelfCheck { pagemap: File::open("/proc/self/pagemap")?, keeps_place, digests })
     }
 
     /// Remembers what stands behind frames that were just pinned.
@@ -61,7 +62,12 @@ impl SelfCheck {
             assert!(
                 now == then,
                 "self-check: frame {frame} at guest address {address:#x} was pinned as host page {then:#x} \
-                 but now {now:#x} stands there: its memory was replaced or discarded while it was pinned"
+                 but now {now:#x} stands there: its memory was replaced or discarded while it was pinned{}",
+                if self.keeps_place {
+                    ""
+                } else {
+                    ", or moved by the kernel, which this pinner allows"
+                }
             );
         }
     }

@@ -280,7 +280,8 @@ impl ServiceBuilder {
         in_range("ring_entries", self.ring_entries, 4096)?;
         let guest = memory.iter().map(GuestMemoryRegion::len).sum();
         let budget = self.budget_for(guest)?;
-        let map = Arc::new(GuestMap::with_granule(memory, self.granule_for(budget))?);
+        let most = self.max_memory.unwrap_or(guest).max(guest);
+        let map = Arc::new(GuestMap::with_granule(memory, self.granule_for(budget.min(most)))?);
         check_reach(&map)?;
         if self.frames_are_spread() {
             warn_of_small_frames(&map, budget);

@@ -16,6 +16,8 @@
 //! | where results go | `delivery.rs` |
 //! | the thread, its runtime, its dispatcher | `shard.rs`, `runtime.rs` |
 //! | one subchannel's task | `task.rs` |
+//! | what is chosen for one device; other pinners and modes | `options.rs`, `pinner.rs`, `mode_switch.rs` |
+//! | guest memory that comes and goes | `memory.rs`, `view.rs` |
 //! | programs that may change themselves | `unfetched.rs` |
 //! | status for what never reached a device | `refusal.rs` |
 
@@ -68,7 +70,7 @@ pub struct Service {
     pool: Arc<Pool>,
     mode: Mode,
     share: Option<u64>,
-    /// Pinned when the service was built, for the first device in mode pinned.
+    /// Pinned when the service was built, until there is a device.
     whole_guest: Mutex<Option<WholeGuest>>,
     driver: Driver,
     registry: Registry,
@@ -115,7 +117,7 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// The service is full, or has ended.
+    /// The service is full, or has ended; in mode pinned, the whole guest cannot be pinned.
     pub fn attach(
         &self,
         device: DeviceSpec,
@@ -149,8 +151,6 @@ impl Service {
     ) -> Result<Subchannel, AttachError> {
         let DeviceOptions { policy, mode, budget } = options.into();
         let pinning = self.pinning(mode.unwrap_or(self.mode))?;
-        // It has a lease of its own now, if it needs one.
-        drop(self.whole_guest.lock().take_if(|_| pinning.whole_guest.is_some()));
 
         // Relaxed: a number to tell subchannels apart.
         let number = self.attached.fetch_add(1, Ordering::Relaxed);

@@ -82,11 +82,13 @@ impl Aside {
 pub(super) struct SwitchBox(RefCell<Option<Box<Switch>>>);
 
 impl SwitchBox {
-    pub(super) fn put(&self, switch: Switch) {
+    pub(super) fn put(&self, switch: Switch, aside: &Aside) {
         if let Some(earlier) = self.0.borrow_mut().replace(Box::new(switch)) {
-            // As if the device had had it for no program at all. The one who asked may have gone.
+            // As if the device had had it for no program at all.
             let Switch { pinning, done } = *earlier;
-            let _ = done.send(pinning);
+            if let Err(mpsc::SendError(pinning)) = done.send(pinning) {
+                aside.put(pinning);
+            }
         }
     }
 
@@ -101,8 +103,9 @@ impl Service {
     /// the new. What an old mode pinned is unpinned if no other device needs it: with the last
     /// device in mode pinned the whole guest, and what is cached when all are on demand.
     ///
-    /// Blocks the calling thread, never a shard: for a control thread. Two switches of one device at
-    /// a time are made in either order.
+    /// Blocks the calling thread, never a shard: for a control thread. `patience` is for the program
+    /// that runs; to pin the whole guest takes as long as it takes. Two switches of one device at a
+    /// time are made in either order.
     ///
     /// # Errors
     ///
@@ -141,10 +144,13 @@ impl Service {
 
     /// What a device needs for `mode`.
     pub(super) fn pinning(&self, mode: Mode) -> Result<Pinning, PoolError> {
+        // The first device decides: it gets a lease of its own now, or wants none.
+        let from_the_start = self.whole_guest.lock().take();
         let whole_guest = match mode {
             Mode::Pinned => Some(self.pool.lease_whole_guest()?),
             Mode::OnDemand | Mode::Cached => None,
         };
+        drop(from_the_start);
         Ok(Pinning { mode, whole_guest })
     }
 }

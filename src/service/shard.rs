@@ -578,7 +578,7 @@ fn read(context: &Rc<Context>, mail: Mail) {
         Mail::Memory(layout) => context.show(layout),
         Mail::Switch(bit, number, switch) => match context.signals.borrow()[bit].as_ref() {
             Some(signal) if signal.number == number => {
-                signal.switch.put(switch);
+                signal.switch.put(switch, &context.plan.aside);
                 signal.ring();
             }
             // Detached; another may have its bit.

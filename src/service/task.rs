@@ -126,7 +126,11 @@ impl Drop for Seat {
         self.shared.leave();
         refuse_rest(self);
         let mode = self.shared.mode();
-        self.context.plan.aside.put(self.pinning.replace(Pinning { mode, whole_guest: None }));
+        let aside = &self.context.plan.aside;
+        aside.put(self.pinning.replace(Pinning { mode, whole_guest: None }));
+        if let Some(switch) = self.signal.switch.take() {
+            aside.put(switch.pinning);
+        }
         if let Some(intake) = self.intake.take() {
             self.shared.abandon(intake);
         }

@@ -24,7 +24,7 @@ const ACCESSES: usize = 1 << 18;
 const PAGES: usize = 16;
 
 /// Pins nothing: what is measured are hits.
-pub(super) struct Nothing;
+pub(crate) struct Nothing;
 
 impl Pinner for Nothing {
     fn name(&self) -> &'static str {

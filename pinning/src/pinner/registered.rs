@@ -212,13 +212,12 @@ impl Pinner for Registered {
     }
 
     fn pin(&self, runs: &[Run<'_>]) -> Result<(), Stopped> {
-        let mut tables = self.0.tables.lock();
-        in_batches(runs, |runs| tables.pin_some(runs, &self.0.generation))
+        // Locked batch by batch: the whole guest is not in everybody's way.
+        in_batches(runs, |runs| self.0.tables.lock().pin_some(runs, &self.0.generation))
     }
 
     fn unpin(&self, runs: &[Run<'_>]) -> Result<(), Stopped> {
-        let mut tables = self.0.tables.lock();
-        in_batches(runs, |runs| tables.unpin_some(runs))
+        in_batches(runs, |runs| self.0.tables.lock().unpin_some(runs))
     }
 
     /// A device in this process reaches memory that is not registered by plain operations.

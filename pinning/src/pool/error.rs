@@ -79,7 +79,8 @@ pub enum PoolError {
     SelfCheck(#[source] io::Error),
 }
 
-/// Why a program's pages cannot be held. The program is refused; nothing of it is held.
+/// Why a program's pages cannot be held. Nothing of it is held; it is refused, or runs unpinned (see
+/// [`Pinner::is_needed`](crate::Pinner::is_needed)).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HoldError {
@@ -188,7 +189,7 @@ pub enum BudgetError {
     Hold(#[from] HoldError),
 }
 
-/// Why memory cannot be withdrawn. Nothing has changed then.
+/// Why memory cannot be withdrawn. What was not withdrawn yet is as it was.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WithdrawError {

@@ -17,7 +17,8 @@ impl Pool {
     /// # Errors
     ///
     /// More frames than the pool was made for, a map that does not follow the one before; in mode
-    /// pinned, those of a lease. Nothing has changed then.
+    /// pinned, those of a lease. Nothing has changed then, unless what was pinned already cannot be
+    /// unpinned: then the new regions stay known, as if they were to be retired.
     pub fn extend(&self, map: &Arc<GuestMap>) -> Result<(), PoolError> {
         let mut leases = self.leases.lock();
         let most = self.words.len() as u32;

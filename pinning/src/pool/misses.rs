@@ -3,6 +3,7 @@
 use std::sync::atomic::{Ordering, fence};
 use std::task::{Context, Poll, Waker};
 
+use super::whole_guest::PART;
 use super::{HoldError, Pool};
 use crate::FRAME_SHIFT;
 use crate::frame_table::{FrameTable, Runs};
@@ -28,6 +29,7 @@ impl Pool {
             }
             Ok(false) => {
                 hold.tally.waits += 1;
+                hold.is_waiting = true;
                 // Wait holding nothing (see the module's head); what this frees may be what the
                 // first in line waits for.
                 self.let_go(hold);
@@ -127,7 +129,7 @@ impl Pool {
     /// will be reported.
     fn book(&self, hold: &mut Hold, waker: &Waker) -> Option<FrameTable> {
         let mut ledger = self.ledger.lock();
-        let Hold { missing, fresh, victims, excess, ticket, .. } = hold;
+        let Hold { missing, fresh, victims, excess, ticket, barred, .. } = hold;
         if missing.iter().any(|frame| self.words[*frame as usize].is_withheld()) {
             // A balloon may hold on to it for long: others in line must not wait for that.
             if let Some(ticket) = ticket.take() {
@@ -135,7 +137,7 @@ impl Pool {
                 self.waiting.store(ledger.line.len(), Ordering::SeqCst);
                 ledger.line.wake_first();
             }
-            ledger.line.stand_by(waker);
+            ledger.line.wait_outside(barred, waker);
             return None;
         }
         if ledger.line.is_behind(*ticket) {
@@ -238,6 +240,7 @@ impl Pool {
             return Ok(());
         }
         let runs = table.runs(&hold.fresh, self.pinner.joins_frames());
+        debug_assert_eq!(frames_in(&runs), hold.fresh.len(), "a frame of no region is wanted");
         let stopped = self.pinner.pin(&runs).err();
         let done = stopped.as_ref().map_or(runs.len(), |stopped| stopped.done.min(runs.len()));
         let pinned = frames_in(&runs[..done]);
@@ -295,8 +298,13 @@ impl Pool {
     /// The pinner could not unpin; what it kept stays counted.
     pub fn unpin_all_idle(&self) -> Result<u64, HoldError> {
         let before = self.pinned_bytes();
-        let frames = self.ledger.lock().frames();
-        let result = self.unpin_idle(&mut Vec::new(), frames.into_iter());
+        let mut frames = self.ledger.lock().frames();
+        // Sorted, so that parts are runs; in parts, so that others get at the lock in between.
+        frames.sort_unstable();
+        let mut claimed = Vec::new();
+        let result = frames
+            .chunks(PART as usize)
+            .try_for_each(|part| self.unpin_idle(&mut claimed, part.iter().copied()));
         self.ledger.lock().line.wake_first();
         result?;
         Ok(before.saturating_sub(self.pinned_bytes()))
@@ -335,6 +343,7 @@ impl Pool {
             return (0, Ok(()));
         }
         let runs = table.runs(frames, self.pinner.joins_frames());
+        debug_assert_eq!(frames_in(&runs), frames.len(), "a frame of no region is pinned");
         match self.pinner.unpin(&runs) {
             Ok(()) => (frames.len(), Ok(())),
             Err(Stopped { done, source }) => {

@@ -30,9 +30,23 @@ impl Leases {
     }
 }
 
+/// Frames that are held or let go of at one time: each part takes the pool's lock for itself, so
+/// that the misses of other devices come in between. Holding a part while waiting for the next is
+/// safe here only: the whole fits the budget, so nobody's room is missing.
+pub(super) const PART: u32 = 1 << 14;
+
+fn parts(frames: &Range<u32>) -> impl Iterator<Item = Range<u32>> {
+    let end = frames.end;
+    frames
+        .clone()
+        .step_by(PART as usize)
+        .map(move |start| start..end.min(start.saturating_add(PART)))
+}
+
 impl Pool {
-    /// Pins the whole guest, if no other lease has done so. Blocks while programs of other devices
-    /// must make room: for a control thread.
+    /// Pins the whole guest, if no other lease has done so. Blocks for as long as that takes, and
+    /// while programs of other devices must make room: for a control thread. Other changes (budget,
+    /// layout, withdrawals) wait for it, beyond their own patience.
     ///
     /// # Errors
     ///
@@ -71,12 +85,21 @@ impl Pool {
                 return Err(PoolError::Withdrawn);
             }
         }
-        let mut hold = Hold::default();
-        hold.must = true;
-        regions.iter().for_each(|frames| hold.want_run(frames.start, frames.len() as u32));
-        self.hold_blocking(&mut hold)?;
-        // Held for good: the list goes, the in-use counts stay.
-        hold.held.clear();
+        let mut held = Vec::new();
+        for frames in regions.iter().flat_map(parts) {
+            let mut hold = Hold::default();
+            hold.must = true;
+            hold.want_run(frames.start, frames.len() as u32);
+            let result = self.hold_blocking(&mut hold);
+            // Held for good: the list goes, the in-use counts stay.
+            held.append(&mut hold.held);
+            if let Err(error) = result {
+                hold.held = held;
+                self.let_go(&mut hold);
+                self.ledger.lock().line.wake_first();
+                return Err(error.into());
+            }
+        }
         leases.held.extend(regions);
         Ok(())
     }

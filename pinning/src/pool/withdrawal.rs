@@ -151,5 +151,6 @@ impl Drop for Withdrawn<'_> {
         ledger.withdrawals -= 1;
         ledger.line.wake_first();
         ledger.line.wake_bystanders();
+        ledger.line.call_in();
     }
 }
