@@ -119,6 +119,33 @@ fn a_report_file_is_written_beside_the_table() {
     }
 }
 
+#[test]
+fn every_pinner_serves_every_mode() {
+    for pinner in ["resident", "registered"] {
+        if pinner == "registered" && !io_uring_works() {
+            continue;
+        }
+        for mode in ["pinned", "on-demand", "cached"] {
+            if mode == "pinned" && !can_lock(4 << 20) {
+                continue;
+            }
+            let report = clean_report(&["--pinner", pinner, "--mode", mode]);
+            assert_eq!((&report["pinner"], &report["mode"]), (&pinner.into(), &mode.into()));
+            assert_eq!(report["unpinned_pages"], 0, "{report:#}");
+        }
+    }
+}
+
+#[test]
+fn a_report_says_what_other_budgets_would_hit() {
+    let report = clean_report(&["--budget", "256KiB"]);
+    let rows = report["other_budgets"].as_array().unwrap();
+    let budgets: Vec<u64> = rows.iter().filter_map(|row| row["budget_bytes"].as_u64()).collect();
+    assert!(budgets.contains(&(256 << 10)) && budgets.is_sorted(), "{report:#}");
+    let rates: Vec<f64> = rows.iter().filter_map(|row| row["hit_rate"].as_f64()).collect();
+    assert!(rates.is_sorted() && rates.iter().all(|rate| (0.0..=1.0).contains(rate)), "{rates:?}");
+}
+
 /// A raw image with contents that no job would write.
 fn image(folder: &Path) -> (String, Vec<u8>) {
     let path = folder.join("disk.img");

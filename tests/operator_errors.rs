@@ -113,7 +113,7 @@ fn an_image_that_may_not_be_written() {
 
 #[test]
 fn numbers_out_of_range() {
-    let rows: [(&[&str], &[&str]); 11] = [
+    let rows: [(&[&str], &[&str]); 13] = [
         (&["--block", "1000"], &["--block is 1000", "multiple of 512", "1048576"]),
         (&["--block", "2MiB"], &["--block is 2097152", "1048576"]),
         (&["--subchannels", "0"], &["--subchannels is 0", "between 1 and 65536"]),
@@ -121,6 +121,8 @@ fn numbers_out_of_range() {
         (&["--seconds", "0"], &["--seconds is 0", "above 0"]),
         (&["--seconds", "nan"], &["--seconds is NaN", "above 0"]),
         (&["--budget", "100"], &["100 bytes", "at least 4096"]),
+        (&["--granule", "5000"], &["5000 bytes", "power of two", "4096"]),
+        (&["--granule", "4MiB", "--budget", "1MiB"], &["1048576 bytes", "at least 4194304"]),
         (&["--shards", "0"], &["shards is 0", "between 1 and 64"]),
         (&["--memory", "4097"], &["--memory is 4097", "multiple of 4096"]),
         (&["--size", "1000"], &["--size is 1000", "multiple of 512"]),
@@ -135,6 +137,12 @@ fn numbers_out_of_range() {
 fn a_guest_that_exceeds_its_budget() {
     let message = job_error(&["--mode", "pinned", "--budget", "1MiB"]);
     assert_says(&message, &["4194304", "1048576", "raise the budget", "mode cached"]);
+}
+
+#[test]
+fn a_pinner_that_lacks_its_driver() {
+    let message = job_error(&["--pinner", "registered", "--driver", "epoll"]);
+    assert_says(&message, &["pinner registered", "io_uring", "pinner resident"]);
 }
 
 #[test]
@@ -154,6 +162,7 @@ fn unknown_words() {
     let rows = [
         ("--mode", "pin", "pinned, on-demand or cached"),
         ("--driver", "aio", "auto, io_uring or epoll"),
+        ("--pinner", "mlock", "resident or registered"),
         ("--access", "zip", "uniform, sequential, zipf:THETA"),
         ("--interrupts", "irq", "direct or eventfd"),
         ("--metrics", "9464", "IP:PORT"),
