@@ -282,6 +282,9 @@ impl ServiceBuilder {
         let budget = self.budget_for(guest)?;
         let most = self.max_memory.unwrap_or(guest).max(guest);
         let map = Arc::new(GuestMap::with_granule(memory, self.granule_for(budget.min(most)))?);
+        // A budget that nobody chose must not be too small for a frame of huge pages.
+        let widest = map.regions().iter().map(Region::frame_bytes).max().unwrap_or(FRAME);
+        let budget = if self.budget.is_none() { budget.max(widest) } else { budget };
         check_reach(&map)?;
         if self.frames_are_spread() {
             warn_of_small_frames(&map, budget);

@@ -6,11 +6,16 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
 use super::guest::{Guest, START};
-use super::{Pinner, Stopped};
+use super::{Pinner, Stopped, WindowError};
 use crate::FRAME;
 
 /// What a device reaches: length by guest address.
 pub(super) type Windows = BTreeMap<u64, u64>;
+
+/// What stopped a pinner that maps windows.
+pub(super) fn window_error(stopped: &Stopped) -> &WindowError {
+    stopped.source.get_ref().and_then(|error| error.downcast_ref()).expect("a WindowError")
+}
 
 /// One call of the pool.
 #[derive(Clone, Debug)]

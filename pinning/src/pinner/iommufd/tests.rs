@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::model::Model;
 use super::*;
 use crate::FRAME;
-use crate::pinner::contract::{self, Windows};
+use crate::pinner::contract::{self, Windows, window_error};
 use crate::pinner::guest::{Guest, START};
 use crate::pinner::{Type1, WindowError};
 
@@ -17,10 +17,6 @@ const OFFSET: u64 = 1 << 36;
 fn pinner() -> (Iommufd<Model>, Model) {
     let model = Model::new(None);
     (Iommufd::new(model.clone(), OFFSET), model)
-}
-
-fn inner(stopped: &Stopped) -> &WindowError {
-    stopped.source.get_ref().and_then(|error| error.downcast_ref()).expect("a WindowError")
 }
 
 fn iova(frame: u64) -> u64 {
@@ -72,7 +68,9 @@ fn an_unmap_that_would_cut_stops_at_the_exact_run() {
     model.insert(iova(2), 2 * FRAME);
     let stopped = pinner.unpin(&runs).unwrap_err();
     assert_eq!(stopped.done, 2);
-    assert!(matches!(inner(&stopped), WindowError::Unmap { iova: at, .. } if *at == iova(2)));
+    assert!(
+        matches!(window_error(&stopped), WindowError::Unmap { iova: at, .. } if *at == iova(2))
+    );
     assert_eq!(model.windows(), Windows::from([(iova(2), 2 * FRAME)]));
 }
 
@@ -86,7 +84,7 @@ fn windows_that_somebody_made_smaller_are_reported_and_not_counted() {
     model.insert(iova(1), FRAME);
     let stopped = pinner.unpin(&runs).unwrap_err();
     assert_eq!(stopped.done, 1, "nothing of the first run is there any more");
-    assert!(matches!(inner(&stopped), WindowError::Missing { unmapped: FRAME, .. }));
+    assert!(matches!(window_error(&stopped), WindowError::Missing { unmapped: FRAME, .. }));
     assert_eq!(model.windows(), Windows::from([(iova(4), FRAME)]));
 }
 

@@ -9,7 +9,7 @@ use super::model::Model;
 use super::*;
 use crate::FRAME;
 use crate::pinner::WindowError;
-use crate::pinner::contract::{self, Windows};
+use crate::pinner::contract::{self, Windows, window_error};
 use crate::pinner::guest::{Guest, START};
 
 const OFFSET: u64 = 1 << 40;
@@ -17,10 +17,6 @@ const OFFSET: u64 = 1 << 40;
 fn pinner(windows: u32) -> (Type1<Model>, Model) {
     let model = Model::new(windows, None);
     (Type1::with_iommu(model.clone(), OFFSET, windows), model)
-}
-
-fn inner(stopped: &Stopped) -> &WindowError {
-    stopped.source.get_ref().and_then(|error| error.downcast_ref()).expect("a WindowError")
 }
 
 fn iova(frame: u64) -> u64 {
@@ -65,7 +61,7 @@ fn a_full_container_stops_at_the_exact_run() {
     let (pinner, model) = pinner(2);
     let stopped = pinner.pin(&guest.runs(&[(0, 1), (1, 1), (2, 1), (3, 1)])).unwrap_err();
     assert_eq!(stopped.done, 2);
-    assert!(matches!(inner(&stopped), WindowError::Map { iova: at, .. } if *at == iova(2)));
+    assert!(matches!(window_error(&stopped), WindowError::Map { iova: at, .. } if *at == iova(2)));
     assert!(stopped.source.to_string().contains("dma_entry_limit"), "{}", stopped.source);
     assert_eq!(model.windows().into_keys().collect::<Vec<_>>(), [iova(0), iova(1)]);
     pinner.unpin(&guest.runs(&[(0, 1), (1, 1)])).unwrap();
@@ -108,7 +104,7 @@ fn a_refused_unmap_leaves_the_whole_call_pinned() {
     model.insert(iova(4), 2 * FRAME);
     let stopped = pinner.unpin(&runs).unwrap_err();
     assert_eq!(stopped.done, 1);
-    assert!(matches!(inner(&stopped), WindowError::Unmap { len, .. } if *len == 3 * FRAME));
+    assert!(matches!(window_error(&stopped), WindowError::Unmap { len, .. } if *len == 3 * FRAME));
     assert_eq!(model.windows().into_keys().collect::<Vec<_>>(), [iova(2), iova(3), iova(4)]);
 }
 
@@ -121,7 +117,7 @@ fn windows_that_somebody_took_away_are_reported_and_not_counted() {
     model.remove(iova(1));
     let stopped = pinner.unpin(&runs).unwrap_err();
     assert_eq!(stopped.done, 3, "none of the call's windows is there any more");
-    let WindowError::Missing { len, unmapped, .. } = inner(&stopped) else {
+    let WindowError::Missing { len, unmapped, .. } = window_error(&stopped) else {
         panic!("{stopped:?}");
     };
     assert_eq!((*len, *unmapped), (3 * FRAME, 2 * FRAME));
@@ -135,7 +131,7 @@ fn an_iova_beyond_the_last_is_refused_before_the_kernel_sees_it() {
     let pinner = Type1::with_iommu(model.clone(), u64::MAX - 0xfff - START - FRAME, 8);
     let stopped = pinner.pin(&guest.runs(&[(0, 1), (1, 1)])).unwrap_err();
     assert_eq!(stopped.done, 1, "{stopped:?}");
-    assert!(matches!(inner(&stopped), WindowError::Beyond { .. }));
+    assert!(matches!(window_error(&stopped), WindowError::Beyond { .. }));
     let stopped = pinner.unpin(&guest.runs(&[(1, 1)])).unwrap_err();
     assert_eq!(stopped.done, 0);
 }
