@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 /// A thread that sleeps until it is woken or its time is over.
 pub(crate) struct Patience {
     waker: Waker,
+    duration: Duration,
     /// `None`: for ever.
     until: Option<Instant>,
 }
@@ -16,12 +17,26 @@ impl Patience {
     /// Of the calling thread, from now on.
     pub(crate) fn of(duration: Duration) -> Self {
         // A time beyond the clock's end is for ever.
-        Patience { until: Instant::now().checked_add(duration), ..Self::unlimited() }
+        Patience { duration, until: Instant::now().checked_add(duration), ..Self::unlimited() }
     }
 
     /// Of the calling thread, for ever.
     pub(crate) fn unlimited() -> Self {
-        Patience { waker: Waker::from(Arc::new(Unpark(thread::current()))), until: None }
+        Patience {
+            waker: Waker::from(Arc::new(Unpark(thread::current()))),
+            duration: Duration::MAX,
+            until: None,
+        }
+    }
+
+    /// How long it was in all.
+    pub(crate) fn duration(&self) -> Duration {
+        self.duration
+    }
+
+    /// How much is left of its time.
+    pub(crate) fn left(&self) -> Duration {
+        self.until.map_or(Duration::MAX, |until| until.saturating_duration_since(Instant::now()))
     }
 
     /// Wakes it.
@@ -64,5 +79,7 @@ mod tests {
         patience.waker().wake_by_ref();
         assert!(patience.wait());
         assert!(Patience::of(Duration::MAX).until.is_none());
+        assert_eq!(Patience::unlimited().left(), Duration::MAX);
+        assert_eq!(Patience::of(Duration::ZERO).left(), Duration::ZERO);
     }
 }

@@ -94,7 +94,8 @@ impl Service {
     where
         M: GuestMemoryBackend + Send + Sync + 'static,
     {
-        let mut now = self.memory.lock();
+        let unsettled = MemoryError::Unsettled { patience };
+        let mut now = self.memory.try_lock_for(patience).ok_or(unsettled)?;
         // Frame numbers of what has left are given out again, so it must be gone first.
         if let Err(error) = self.settle(&mut now, patience) {
             return Err(match error {
@@ -123,7 +124,8 @@ impl Service {
     ///
     /// [`MemoryError::StillInUse`] or [`MemoryError::Pinned`], as there.
     pub fn settle_memory(&self, patience: Duration) -> Result<(), MemoryError> {
-        self.settle(&mut self.memory.lock(), patience)
+        let still_in_use = MemoryError::StillInUse { patience };
+        self.settle(&mut *self.memory.try_lock_for(patience).ok_or(still_in_use)?, patience)
     }
 
     fn settle(&self, memory: &mut Memory, patience: Duration) -> Result<(), MemoryError> {

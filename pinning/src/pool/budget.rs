@@ -19,7 +19,9 @@ impl Pool {
     /// than `patience`, a pinner that fails. The budget is as it was then.
     pub fn set_budget(&self, bytes: u64, patience: Duration) -> Result<(), BudgetError> {
         // No lease begins or ends meanwhile, and no region comes or goes.
-        let leases = self.leases.lock();
+        let waiting = Patience::of(patience);
+        let leases =
+            self.leases.try_lock_for(waiting.left()).ok_or(BudgetError::Busy { patience })?;
         let table = self.table();
         let least = 1 << table.widest_shift();
         if bytes < least {
@@ -37,13 +39,12 @@ impl Pool {
             }
         }
         let mut hold = Hold::default();
-        let result = self.shed_to(bytes, patience, &mut hold);
+        let result = self.shed_to(bytes, &waiting, &mut hold);
         self.forget(&mut hold);
         result
     }
 
-    fn shed_to(&self, bytes: u64, patience: Duration, hold: &mut Hold) -> Result<(), BudgetError> {
-        let waiting = Patience::of(patience);
+    fn shed_to(&self, bytes: u64, waiting: &Patience, hold: &mut Hold) -> Result<(), BudgetError> {
         let limit = pages(bytes);
         loop {
             let table = {
@@ -63,7 +64,7 @@ impl Pool {
             };
             if hold.victims.is_empty() {
                 if !waiting.wait() {
-                    let pinned = self.pinned_bytes();
+                    let (pinned, patience) = (self.pinned_bytes(), waiting.duration());
                     return Err(BudgetError::StillInUse { budget: bytes, pinned, patience });
                 }
                 continue;

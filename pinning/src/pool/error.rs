@@ -174,6 +174,12 @@ pub enum BudgetError {
         /// Bytes of guest memory.
         guest: u64,
     },
+    /// Another change was not done in time: a whole guest that is being pinned, a budget, a layout.
+    #[error("another change of what is pinned was not done after {patience:?}: wait longer")]
+    Busy {
+        /// How long was waited.
+        patience: Duration,
+    },
     /// Programs did not let go of enough in time.
     #[error("{pinned} bytes are still pinned, more than {budget}, after {patience:?}: wait longer")]
     StillInUse {
@@ -208,6 +214,12 @@ pub enum WithdrawError {
         "guest memory cannot be withdrawn while a device is in mode pinned: switch it to mode cached first"
     )]
     WholeGuest,
+    /// Another change was not done in time: a whole guest that is being pinned, a budget, a layout.
+    #[error("another change of what is pinned was not done after {patience:?}: wait longer")]
+    Busy {
+        /// How long was waited.
+        patience: Duration,
+    },
     /// Programs did not let go in time.
     #[error(
         "{frames} frames are still in use after {patience:?}: wait longer or stop the guest's I/O"

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::{Pool, PoolError, WithdrawError};
 use crate::frame_table::FrameTable;
+use crate::patience::Patience;
 use crate::{GuestMap, Region};
 
 impl Pool {
@@ -63,11 +64,13 @@ impl Pool {
     /// or the pinner fails. The regions stay
     /// known then, and what is pinned of them stays counted: try again.
     pub fn retire(&self, map: &Arc<GuestMap>, patience: Duration) -> Result<(), WithdrawError> {
-        let mut leases = self.leases.lock();
+        let waiting = Patience::of(patience);
+        let busy = WithdrawError::Busy { patience };
+        let mut leases = self.leases.try_lock_for(waiting.left()).ok_or(busy)?;
         let table = self.table();
         for region in table.without(map) {
             self.hold_no_more(&mut leases, &region.frame_numbers());
-            self.remove_frames(region.frame_numbers().collect(), patience)?;
+            self.remove_frames(region.frame_numbers().collect(), &waiting)?;
         }
         let table = FrameTable::of(map);
         // Relaxed: see `may_exceed`.

@@ -379,6 +379,18 @@ fn a_withdrawal_is_told_of_the_last_user() {
 }
 
 #[test]
+fn one_change_at_a_time_and_patience_for_the_others() {
+    let (pool, _) = pool(64, 8);
+    let changing = pool.leases.lock();
+    let patience = Duration::ZERO;
+    assert!(matches!(pool.withdraw(0, 4096, patience), Err(WithdrawError::Busy { .. })));
+    assert!(matches!(pool.set_budget(4 * FRAME, patience), Err(BudgetError::Busy { .. })));
+    assert!(matches!(pool.retire(&map(64), patience), Err(WithdrawError::Busy { .. })));
+    drop(changing);
+    assert!(pool.withdraw(0, 4096, patience).is_ok());
+}
+
+#[test]
 fn the_budget_changes_while_programs_run() {
     let (pool, model) = pool(64, 8);
     let (mut idle, mut busy) = (Hold::default(), Hold::default());

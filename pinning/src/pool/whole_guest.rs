@@ -46,7 +46,7 @@ fn parts(frames: &Range<u32>) -> impl Iterator<Item = Range<u32>> {
 impl Pool {
     /// Pins the whole guest, if no other lease has done so. Blocks for as long as that takes, and
     /// while programs of other devices must make room: for a control thread. Other changes (budget,
-    /// layout, withdrawals) wait for it, beyond their own patience.
+    /// layout, withdrawals) wait for it, as long as they have patience.
     ///
     /// # Errors
     ///

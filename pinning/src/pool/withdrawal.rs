@@ -38,7 +38,9 @@ impl Pool {
         let Some(last) = len.checked_sub(1).and_then(|more| start.checked_add(more)) else {
             return Err(not_memory);
         };
-        let leases = self.leases.lock();
+        let waiting = Patience::of(patience);
+        let leases =
+            self.leases.try_lock_for(waiting.left()).ok_or(WithdrawError::Busy { patience })?;
         if !leases.is_empty() {
             return Err(WithdrawError::WholeGuest);
         }
@@ -50,7 +52,7 @@ impl Pool {
         self.ledger.lock().withdrawals += 1;
         drop(leases);
         let withdrawn = Withdrawn { pool: self, frames: Vec::new() };
-        self.withdraw_frames(withdrawn, frames, patience)
+        self.withdraw_frames(withdrawn, frames, &waiting)
     }
 
     /// Withdraws `frames`, which `withdrawn` collects and gives back if it fails.
@@ -58,9 +60,8 @@ impl Pool {
         &'a self,
         mut withdrawn: Withdrawn<'a>,
         mut frames: Vec<u32>,
-        patience: Duration,
+        waiting: &Patience,
     ) -> Result<Withdrawn<'a>, WithdrawError> {
-        let waiting = Patience::of(patience);
         let mut claimed = Vec::new();
         let result = loop {
             let table = {
@@ -95,7 +96,8 @@ impl Pool {
                 return Ok(withdrawn);
             }
             if !waiting.wait() {
-                break Err(WithdrawError::StillInUse { frames: frames.len(), patience });
+                let (frames, patience) = (frames.len(), waiting.duration());
+                break Err(WithdrawError::StillInUse { frames, patience });
             }
         };
         for frame in frames {
@@ -124,11 +126,11 @@ impl Pool {
     pub(super) fn remove_frames(
         &self,
         frames: Vec<u32>,
-        patience: Duration,
+        waiting: &Patience,
     ) -> Result<(), WithdrawError> {
         self.ledger.lock().withdrawals += 1;
         let withdrawn = Withdrawn { pool: self, frames: Vec::with_capacity(frames.len()) };
-        let withdrawn = self.withdraw_frames(withdrawn, frames, patience)?;
+        let withdrawn = self.withdraw_frames(withdrawn, frames, waiting)?;
         let mut reuse = self.reuse.lock();
         withdrawn.frames.iter().for_each(|frame| reuse.forget(*frame));
         Ok(())
