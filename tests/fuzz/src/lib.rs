@@ -12,6 +12,7 @@
 //! | [`io_region`] | whoever writes the I/O region |
 //! | [`decode`] | bytes to show as status blocks, CCWs and listings |
 //! | [`options`] | words on the command line |
+//! | [`vfio_user`] | a device in another process that is given windows |
 //!
 //! The rest is what they share: [`input`] and [`case`] make a case of bytes, [`guest`] is memory in
 //! which every byte is accounted for, [`scripted`] a device, [`bench`] runs programs,
@@ -36,3 +37,4 @@ pub mod scripted;
 pub mod seeds;
 pub mod status;
 pub mod unfetched_program;
+pub mod vfio_user;

@@ -52,6 +52,7 @@ pub fn all() -> Vec<Seed> {
     seeds.extend(policies().into_iter().map(|(name, case)| ("policy", name, case.0)));
     seeds.extend(regions().into_iter().map(|(name, bytes)| ("io_region", name, bytes)));
     seeds.extend(blocks().into_iter().map(|(name, bytes)| ("decode", name, bytes)));
+    seeds.extend(answers().into_iter().map(|(name, bytes)| ("vfio_user", name, bytes)));
     seeds.extend(words().into_iter().map(|(name, text)| ("options", name, text.into())));
     seeds
 }
@@ -486,6 +487,24 @@ fn regions() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
+/// Calls with the answers of a device: honest ones, one with a byte changed, refusals, bytes, silence.
+fn answers() -> Vec<(&'static str, Vec<u8>)> {
+    let refusal = |errno: u8| [2, errno, 0, 0, 0];
+    let mut bytes = vec![0x01, 3];
+    bytes.extend((0..40).map(|byte| byte ^ 0x5a));
+    vec![
+        ("honest", vec![0x03, 0, 0, 0, 0x83, 0, 0, 0, 0x00, 0x02, 0, 0]),
+        ("changed", vec![0x02, 0, 1, 2, 0x40, 0x01, 0]),
+        ("changed-unmap", vec![0x01, 0, 0x81, 1, 20, 0xff, 0x01, 0]),
+        (
+            "refused",
+            [&[0x02][..], &refusal(17), &[0x01], &refusal(28), &[0x81], &refusal(2)].concat(),
+        ),
+        ("silent", vec![0x02, 0, 4, 0x81]),
+        ("bytes", bytes),
+    ]
+}
+
 fn blocks() -> Vec<(&'static str, Vec<u8>)> {
     let with = |kind: u8, bytes: &[u8]| [&[kind], bytes].concat();
     let listing =
@@ -564,5 +583,14 @@ mod tests {
         )*};
     }
 
-    replayed!(channel_program, unfetched_program, fba_disk, policy, io_region, decode, options);
+    replayed!(
+        channel_program,
+        unfetched_program,
+        fba_disk,
+        policy,
+        io_region,
+        decode,
+        options,
+        vfio_user
+    );
 }
