@@ -44,6 +44,11 @@ impl FrameTable {
         self.0.iter().filter(move |region| !stays(region))
     }
 
+    /// Whether somebody else holds it, too.
+    pub(crate) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
     fn from_regions(regions: impl Iterator<Item = Region>) -> Self {
         let mut regions: Vec<Region> = regions.collect();
         regions.sort_by_key(Region::first_frame);

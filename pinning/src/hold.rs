@@ -36,6 +36,8 @@ pub struct Hold {
     pub(crate) victims: Vec<u32>,
     /// What the victims have more than the fresh frames need.
     pub(crate) excess: Room,
+    /// Some of the frames taken by the last look are for the sample.
+    pub(crate) has_sampled: bool,
     /// Uses for the sample of reuse distances, not counted yet.
     pub(crate) sampled: Vec<u32>,
     /// All uses since samples were last counted.
@@ -61,6 +63,7 @@ impl Default for Hold {
             fresh: Vec::new(),
             victims: Vec::new(),
             excess: Room::default(),
+            has_sampled: false,
             // All at once: a sampled frame may come late, and must not allocate then.
             sampled: Vec::with_capacity(MOST_SAMPLES),
             uses: 0,
@@ -124,7 +127,6 @@ impl Hold {
     }
 
     /// A use of a frame whose reuse distances are sampled.
-    #[inline]
     pub(crate) fn sample(&mut self, frame: u32) {
         if self.sampled.len() < MOST_SAMPLES {
             self.sampled.push(frame);

@@ -247,11 +247,8 @@ impl Pool {
     /// Gives up the place in line of a hold that is not polled again for this program.
     pub fn forget(&self, hold: &mut Hold) {
         hold.is_waiting = false;
-        if let Some(ticket) = hold.ticket.take() {
-            let mut ledger = self.ledger.lock();
-            ledger.line.leave(ticket);
-            self.waiting.store(ledger.line.len(), Ordering::SeqCst);
-            ledger.line.wake_first();
+        if hold.ticket.is_some() {
+            self.leave_line(&mut self.ledger.lock(), &mut hold.ticket);
         }
     }
 
@@ -308,6 +305,9 @@ impl Pool {
     fn all_hit(&self, hold: &mut Hold) {
         hold.is_waiting = false;
         hold.tally.hits = hold.tally.gets.saturating_sub(hold.tally.misses);
+        if hold.has_sampled {
+            self.sample_held(hold);
+        }
         if let Some(self_check) = &self.self_check {
             self_check.check(&hold.held, &self.table());
         }
@@ -319,7 +319,7 @@ impl Pool {
         let Hold { wanted, held, missing, .. } = hold;
         missing.clear();
         let mut sampled = false;
-        for &frame in wanted.iter() {
+        for &frame in &*wanted {
             match self.words[frame as usize].take() {
                 Taken::Hit => held.push(frame),
                 Taken::SampledHit => {
@@ -333,13 +333,12 @@ impl Pool {
                 }
             }
         }
-        if sampled {
-            self.sample_held(hold);
-        }
+        hold.has_sampled = sampled;
         Ok(hold.missing.is_empty())
     }
 
-    /// Notes the sampled ones of the frames just taken.
+    /// Notes which frames of a program that is held now are for the sample: once, however often it
+    /// had to ask.
     #[cold]
     fn sample_held(&self, hold: &mut Hold) {
         for index in 0..hold.held.len() {

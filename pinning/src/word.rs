@@ -321,6 +321,14 @@ mod loom_tests {
         page.pinned.with(|pinned| assert!(unsafe { *pinned }, "a page in use was unpinned"));
     }
 
+    /// Uses the page for a moment, if it is pinned.
+    fn take_and_release(page: &Page) {
+        if page.word.take() == Taken::Hit {
+            use_page(page);
+            page.word.release();
+        }
+    }
+
     fn unpin(page: &Page) {
         // SAFETY: written only in Evicting, by its owner; loom checks exactly that.
         page.pinned.with_mut(|pinned| unsafe { *pinned = false });
@@ -343,12 +351,7 @@ mod loom_tests {
             let page = pinned_page();
             let user = {
                 let page = page.clone();
-                thread::spawn(move || {
-                    if page.word.take() == Taken::Hit {
-                        use_page(&page);
-                        page.word.release();
-                    }
-                })
+                thread::spawn(move || take_and_release(&page))
             };
             use_page(&page);
             page.word.release();
@@ -364,10 +367,7 @@ mod loom_tests {
             let user = {
                 let page = page.clone();
                 thread::spawn(move || {
-                    if page.word.take() == Taken::Hit {
-                        use_page(&page);
-                        page.word.release();
-                    }
+                    take_and_release(&page);
                     use_page(&page);
                     page.word.release() == Released::Drained
                 })
@@ -392,12 +392,7 @@ mod loom_tests {
             let page = pinned_page();
             let user = {
                 let page = page.clone();
-                thread::spawn(move || {
-                    if page.word.take() == Taken::Hit {
-                        use_page(&page);
-                        page.word.release();
-                    }
-                })
+                thread::spawn(move || take_and_release(&page))
             };
             assert_eq!(page.word.withdraw(), Withdrawal::Draining);
             page.word.stop_draining();
@@ -426,10 +421,7 @@ mod loom_tests {
                 })
             };
             evict(&page);
-            if page.word.take() == Taken::Hit {
-                use_page(&page);
-                page.word.release();
-            }
+            take_and_release(&page);
             other.join().unwrap();
         });
     }

@@ -49,6 +49,18 @@ pub struct Stopped {
     pub source: io::Error,
 }
 
+impl Stopped {
+    /// Does `each` with the runs in order, and stops at the first that fails.
+    pub(crate) fn at_first<E: Into<io::Error>>(
+        runs: &[Run<'_>],
+        mut each: impl FnMut(&Run<'_>) -> Result<(), E>,
+    ) -> Result<(), Stopped> {
+        runs.iter().enumerate().try_for_each(|(done, run)| {
+            each(run).map_err(|error| Stopped { done, source: error.into() })
+        })
+    }
+}
+
 /// Pins and unpins runs of guest frames. Implementations say in their name what they really do.
 ///
 /// The pool calls this off its lock, with all runs of a program at once, never twice for a frame

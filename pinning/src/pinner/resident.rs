@@ -18,20 +18,16 @@ impl Pinner for Resident {
     }
 
     fn pin(&self, runs: &[Run<'_>]) -> Result<(), Stopped> {
-        for (done, run) in runs.iter().enumerate() {
-            if let Err(source) = lock(run.host) {
+        Stopped::at_first(runs, |run| {
+            lock(run.host).inspect_err(|_| {
                 // A failed mlock may have locked some of the pages; munlock of the others does nothing.
                 let _ = unlock(run.host);
-                return Err(Stopped { done, source });
-            }
-        }
-        Ok(())
+            })
+        })
     }
 
     fn unpin(&self, runs: &[Run<'_>]) -> Result<(), Stopped> {
-        runs.iter()
-            .enumerate()
-            .try_for_each(|(done, run)| unlock(run.host).map_err(|source| Stopped { done, source }))
+        Stopped::at_first(runs, |run| unlock(run.host))
     }
 
     /// A device in this process reaches every page: one that is not there is faulted in.

@@ -212,28 +212,18 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-fn stop_at_first(
-    runs: &[Run<'_>],
-    each: impl Fn(&Run<'_>) -> Result<(), VfioUserError>,
-) -> Result<(), Stopped> {
-    for (done, run) in runs.iter().enumerate() {
-        each(run).map_err(|error| Stopped { done, source: error.into() })?;
-    }
-    Ok(())
-}
-
 impl<P: Peer> Pinner for VfioUser<P> {
     fn name(&self) -> &'static str {
         "vfio-user"
     }
 
     fn pin(&self, runs: &[Run<'_>]) -> Result<(), Stopped> {
-        stop_at_first(runs, |run| self.map(run))
+        Stopped::at_first(runs, |run| self.map(run))
     }
 
     /// One message for each run: a window goes exactly as it was made.
     fn unpin(&self, runs: &[Run<'_>]) -> Result<(), Stopped> {
-        stop_at_first(runs, |run| self.unmap(run))
+        Stopped::at_first(runs, |run| self.unmap(run))
     }
 
     fn joins_frames(&self) -> bool {

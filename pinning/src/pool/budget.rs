@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::{BudgetError, Pool, pages};
 use crate::FRAME_SHIFT;
 use crate::hold::Hold;
-use crate::ledger::Departure;
 use crate::patience::Patience;
+use crate::word::StateWord;
 
 impl Pool {
     /// Makes `bytes` the budget, rounded down to whole pages of 4 KiB. A larger one is in force at
@@ -47,7 +47,7 @@ impl Pool {
     fn shed_to(&self, bytes: u64, waiting: &Patience, hold: &mut Hold) -> Result<(), BudgetError> {
         let limit = pages(bytes);
         loop {
-            let table = {
+            {
                 let mut ledger = self.ledger.lock();
                 let Hold { victims, ticket, .. } = &mut *hold;
                 victims.clear();
@@ -60,8 +60,7 @@ impl Pool {
                     }
                     ledger.shed(limit, &self.words, victims);
                 }
-                ledger.table().clone()
-            };
+            }
             if hold.victims.is_empty() {
                 if !waiting.wait() {
                     let (pinned, patience) = (self.pinned_bytes(), waiting.duration());
@@ -69,15 +68,7 @@ impl Pool {
                 }
                 continue;
             }
-            hold.victims.sort_unstable();
-            let (gone, result) = self.unpin(&hold.victims, &table);
-            let mut ledger = self.ledger.lock();
-            let (unpinned, kept) = hold.victims.split_at_mut(gone);
-            self.take_off_accounts(&mut ledger, unpinned, Departure::Released);
-            unpinned.iter().for_each(|frame| self.words[*frame as usize].vacate());
-            kept.iter().for_each(|frame| self.words[*frame as usize].restore());
-            ledger.line.wake_bystanders();
-            result?;
+            self.unpin_claimed(&mut hold.victims, StateWord::vacate)?;
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::Duration;
 
 use super::{Pool, PoolError, WithdrawError};
@@ -46,9 +47,7 @@ impl Pool {
                 // regions stay known, as those of an old map do.
                 self.unpin_idle(&mut Vec::new(), new.into_iter().flatten())
                     .map_err(PoolError::Hold)?;
-                let mut ledger = self.ledger.lock();
-                ledger.set_table(before);
-                ledger.line.wake_first();
+                self.ledger.lock().set_table(before);
                 return Err(error);
             }
         }
@@ -61,8 +60,8 @@ impl Pool {
     /// # Errors
     ///
     /// Programs still hold frames of theirs after `patience`, or somebody has withdrawn some of them;
-    /// or the pinner fails. The regions stay
-    /// known then, and what is pinned of them stays counted: try again.
+    /// or the pinner fails. The regions stay known then, and what is pinned of them stays counted: try
+    /// again.
     pub fn retire(&self, map: &Arc<GuestMap>, patience: Duration) -> Result<(), WithdrawError> {
         let waiting = Patience::of(patience);
         let busy = WithdrawError::Busy { patience };
@@ -72,10 +71,15 @@ impl Pool {
             self.hold_no_more(&mut leases, &region.frame_numbers());
             self.remove_frames(region.frame_numbers().collect(), &waiting)?;
         }
-        let table = FrameTable::of(map);
+        let now = FrameTable::of(map);
         // Relaxed: see `may_exceed`.
-        self.widest_shift.store(table.widest_shift(), Ordering::Relaxed);
-        self.ledger.lock().set_table(table);
+        self.widest_shift.store(now.widest_shift(), Ordering::Relaxed);
+        self.ledger.lock().set_table(now);
+        // Who is just pinning or unpinning other frames keeps the old table, and with it the old
+        // mapping, for that one call.
+        while table.is_shared() {
+            thread::yield_now();
+        }
         Ok(())
     }
 }

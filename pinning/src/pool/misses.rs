@@ -10,7 +10,7 @@ use crate::frame_table::{FrameTable, Runs};
 use crate::hold::Hold;
 use crate::ledger::{Departure, Ledger, Room};
 use crate::pinner::{Run, Stopped};
-use crate::word::{Eviction, Released, Taken};
+use crate::word::{Eviction, Released, StateWord, Taken};
 
 impl Pool {
     /// Some frames are missing, or the program stands in line and it may be its turn.
@@ -25,6 +25,7 @@ impl Pool {
                 self.forget(hold);
                 let tally = &mut hold.tally;
                 tally.hits = tally.gets.saturating_sub(tally.misses);
+                self.sample_held(hold);
                 Poll::Ready(Ok(()))
             }
             Ok(false) => {
@@ -96,16 +97,16 @@ impl Pool {
 
     /// Refuses a program that could never be held.
     pub(super) fn check_size(&self, hold: &mut Hold) -> Result<(), HoldError> {
-        let (budget, most, table) = {
+        let (budget, most) = {
             let ledger = self.ledger.lock();
-            (ledger.limit(), ledger.most_frames(), ledger.table().clone())
+            (ledger.limit(), ledger.most_frames())
         };
         let share = hold.limit.unwrap_or(u32::MAX);
         let limit = budget.min(share);
         if !self.may_exceed(hold, limit) && hold.wanted.len() <= most as usize {
             return Ok(());
         }
-        let distinct = hold.distinct();
+        let (table, distinct) = (self.table(), hold.distinct());
         let need: u64 = distinct.iter().map(|frame| u64::from(table.pages(*frame))).sum();
         if need > u64::from(limit) {
             return Err(HoldError::TooLarge {
@@ -132,11 +133,7 @@ impl Pool {
         let Hold { missing, fresh, victims, excess, ticket, barred, .. } = hold;
         if missing.iter().any(|frame| self.words[*frame as usize].is_withheld()) {
             // A balloon may hold on to it for long: others in line must not wait for that.
-            if let Some(ticket) = ticket.take() {
-                ledger.line.leave(ticket);
-                self.waiting.store(ledger.line.len(), Ordering::SeqCst);
-                ledger.line.wake_first();
-            }
+            self.leave_line(&mut ledger, ticket);
             ledger.line.wait_outside(barred, waker);
             return None;
         }
@@ -184,13 +181,17 @@ impl Pool {
         fence(Ordering::SeqCst);
     }
 
+    /// Gives up a place in line, if there is one.
+    pub(super) fn leave_line(&self, ledger: &mut Ledger, ticket: &mut Option<u64>) {
+        if let Some(ticket) = ticket.take() {
+            ledger.line.leave(ticket);
+            self.waiting.store(ledger.line.len(), Ordering::SeqCst);
+            ledger.line.wake_first();
+        }
+    }
+
     /// Takes claimed frames off the accounts, and sorts them for the pinner.
-    pub(super) fn take_off_accounts(
-        &self,
-        ledger: &mut Ledger,
-        frames: &mut [u32],
-        departure: Departure,
-    ) {
+    fn take_off_accounts(&self, ledger: &mut Ledger, frames: &mut [u32], departure: Departure) {
         frames.sort_unstable();
         for frame in frames.iter() {
             ledger.leave(&self.words[*frame as usize], departure);
@@ -226,7 +227,7 @@ impl Pool {
     }
 
     /// Enters frames again that are off the accounts but could not be unpinned.
-    pub(super) fn put_back(&self, ledger: &mut Ledger, frames: &[u32]) {
+    fn put_back(&self, ledger: &mut Ledger, frames: &[u32]) {
         for &frame in frames {
             let word = &self.words[frame as usize];
             ledger.enter_again(frame, word);
@@ -253,9 +254,6 @@ impl Pool {
             let frame = hold.fresh[index];
             self.words[frame as usize].ready();
             hold.held.push(frame);
-            if self.watched.has(frame) {
-                hold.sample(frame);
-            }
         }
         let mut ledger = self.ledger.lock();
         for &frame in &hold.fresh[pinned..] {
@@ -302,11 +300,9 @@ impl Pool {
         // Sorted, so that parts are runs; in parts, so that others get at the lock in between.
         frames.sort_unstable();
         let mut claimed = Vec::new();
-        let result = frames
-            .chunks(PART as usize)
-            .try_for_each(|part| self.unpin_idle(&mut claimed, part.iter().copied()));
-        self.ledger.lock().line.wake_first();
-        result?;
+        for part in frames.chunks(PART as usize) {
+            self.unpin_idle(&mut claimed, part.iter().copied())?;
+        }
         Ok(before.saturating_sub(self.pinned_bytes()))
     }
 
@@ -319,29 +315,36 @@ impl Pool {
         claimed.clear();
         let idle = |frame: &u32| self.words[*frame as usize].try_evict(false) == Eviction::Claimed;
         claimed.extend(frames.filter(idle));
+        self.unpin_claimed(claimed, StateWord::vacate)
+    }
+
+    /// Unpins claimed frames, takes them off the accounts and lets their words go as `let_go` says.
+    /// With an error, those that could not be unpinned are as before, and no longer in `claimed`.
+    pub(super) fn unpin_claimed(
+        &self,
+        claimed: &mut Vec<u32>,
+        let_go: fn(&StateWord),
+    ) -> Result<(), HoldError> {
         if claimed.is_empty() {
             return Ok(());
         }
         claimed.sort_unstable();
         let (gone, result) = self.unpin(claimed, &self.table());
+        let word = |frame: &u32| &self.words[*frame as usize];
         let mut ledger = self.ledger.lock();
         self.take_off_accounts(&mut ledger, &mut claimed[..gone], Departure::Released);
-        claimed[..gone].iter().for_each(|frame| self.words[*frame as usize].vacate());
-        claimed[gone..].iter().for_each(|frame| self.words[*frame as usize].restore());
+        claimed[..gone].iter().map(word).for_each(let_go);
+        claimed[gone..].iter().map(word).for_each(StateWord::restore);
+        claimed.truncate(gone);
+        // There is room, and what was claimed is decided.
+        ledger.line.wake_first();
         ledger.line.wake_bystanders();
         result
     }
 
     /// Unpins `frames`, which are sorted and in Evicting. Returns how many are unpinned; with an
     /// error, those after them are not.
-    pub(super) fn unpin(
-        &self,
-        frames: &[u32],
-        table: &FrameTable,
-    ) -> (usize, Result<(), HoldError>) {
-        if frames.is_empty() {
-            return (0, Ok(()));
-        }
+    fn unpin(&self, frames: &[u32], table: &FrameTable) -> (usize, Result<(), HoldError>) {
         let runs = table.runs(frames, self.pinner.joins_frames());
         debug_assert_eq!(frames_in(&runs), frames.len(), "a frame of no region is pinned");
         match self.pinner.unpin(&runs) {

@@ -29,17 +29,11 @@ impl Pinner for Model {
     }
 
     fn pin(&self, runs: &[Run<'_>]) -> Result<(), Stopped> {
-        let each = |(done, run): (usize, &Run<'_>)| {
-            self.pin_run(run.address, run.host).map_err(|source| Stopped { done, source })
-        };
-        runs.iter().enumerate().try_for_each(each)
+        Stopped::at_first(runs, |run| self.pin_run(run.address, run.host))
     }
 
     fn unpin(&self, runs: &[Run<'_>]) -> Result<(), Stopped> {
-        let each = |(done, run): (usize, &Run<'_>)| {
-            self.unpin_run(run.address, run.host).map_err(|source| Stopped { done, source })
-        };
-        runs.iter().enumerate().try_for_each(each)
+        Stopped::at_first(runs, |run| self.unpin_run(run.address, run.host))
     }
 
     fn is_needed(&self) -> bool {

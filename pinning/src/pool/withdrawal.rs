@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use super::{Pool, WithdrawError};
-use crate::ledger::Departure;
 use crate::patience::Patience;
-use crate::word::Withdrawal;
+use crate::word::{StateWord, Withdrawal};
 
 /// Frames that nobody can pin while this lives: the VMM may discard their pages. Programs that want
 /// them wait until it is dropped.
@@ -49,9 +48,8 @@ impl Pool {
             return Err(not_memory);
         }
         // Before the leases are let go: no lease begins while memory is withdrawn.
-        self.ledger.lock().withdrawals += 1;
+        let withdrawn = Withdrawn::none_of(self);
         drop(leases);
-        let withdrawn = Withdrawn { pool: self, frames: Vec::new() };
         self.withdraw_frames(withdrawn, frames, &waiting)
     }
 
@@ -64,7 +62,7 @@ impl Pool {
     ) -> Result<Withdrawn<'a>, WithdrawError> {
         let mut claimed = Vec::new();
         let result = loop {
-            let table = {
+            {
                 let mut ledger = self.ledger.lock();
                 frames.retain(|&frame| match self.words[frame as usize].withdraw() {
                     Withdrawal::Withdrawn => {
@@ -81,11 +79,8 @@ impl Pool {
                     // Under the same lock as the look: who lets one go after it will wake us.
                     ledger.line.stand_by(waiting.waker());
                 }
-                ledger.table().clone()
-            };
-            claimed.sort_unstable();
-            let (gone, result) = self.unpin(&claimed, &table);
-            self.withhold(&mut claimed, gone);
+            }
+            let result = self.unpin_claimed(&mut claimed, StateWord::withhold);
             withdrawn.frames.append(&mut claimed);
             if let Err(error) = result {
                 break Err(WithdrawError::Hold(error));
@@ -106,38 +101,26 @@ impl Pool {
         result
     }
 
-    /// The first `gone` of the claimed frames are unpinned and stay so; the others stay pinned and
-    /// are no longer claimed.
-    fn withhold(&self, claimed: &mut Vec<u32>, gone: usize) {
-        if claimed.is_empty() {
-            return;
-        }
-        let mut ledger = self.ledger.lock();
-        self.take_off_accounts(&mut ledger, &mut claimed[..gone], Departure::Released);
-        claimed[..gone].iter().for_each(|frame| self.words[*frame as usize].withhold());
-        claimed[gone..].iter().for_each(|frame| self.words[*frame as usize].restore());
-        claimed.truncate(gone);
-        // Those in line may have waited for the room.
-        ledger.line.wake_first();
-        ledger.line.wake_bystanders();
-    }
-
     /// Withdraws frames for good, which nobody has a way to any more; their numbers become free.
     pub(super) fn remove_frames(
         &self,
         frames: Vec<u32>,
         waiting: &Patience,
     ) -> Result<(), WithdrawError> {
-        self.ledger.lock().withdrawals += 1;
-        let withdrawn = Withdrawn { pool: self, frames: Vec::with_capacity(frames.len()) };
-        let withdrawn = self.withdraw_frames(withdrawn, frames, waiting)?;
+        let withdrawn = self.withdraw_frames(Withdrawn::none_of(self), frames, waiting)?;
         let mut reuse = self.reuse.lock();
         withdrawn.frames.iter().for_each(|frame| reuse.forget(*frame));
         Ok(())
     }
 }
 
-impl Withdrawn<'_> {
+impl<'a> Withdrawn<'a> {
+    /// A withdrawal that is in force and has no frames yet.
+    fn none_of(pool: &'a Pool) -> Self {
+        pool.ledger.lock().withdrawals += 1;
+        Withdrawn { pool, frames: Vec::new() }
+    }
+
     /// Frames that are withdrawn.
     pub fn frames(&self) -> usize {
         self.frames.len()
