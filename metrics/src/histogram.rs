@@ -57,13 +57,21 @@ impl Histogram {
     /// Records a duration of `ns` nanoseconds. To be called from the one recording thread.
     #[inline]
     pub fn record(&self, ns: u64) {
+        self.record_for(ns, 1);
+    }
+
+    /// Records `count` durations of `ns` nanoseconds: a sample that stands for so many. To be called
+    /// from the one recording thread.
+    #[inline]
+    pub fn record_for(&self, ns: u64, count: u64) {
         if RECORDING {
             let bucket = &self.buckets[bucket_of(ns)];
             // Relaxed, here and below: only this thread stores, so its loads see its own last
             // stores. Each store pairs with the load of the same field in `snapshot`, which wants
             // recent numbers and reads nothing else on the strength of them.
-            bucket.store(bucket.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-            let sum_ns = self.sum_ns.load(Ordering::Relaxed).wrapping_add(ns);
+            bucket.store(bucket.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
+            let sum_ns = self.sum_ns.load(Ordering::Relaxed);
+            let sum_ns = sum_ns.wrapping_add(ns.wrapping_mul(count));
             self.sum_ns.store(sum_ns, Ordering::Relaxed);
             if ns > self.max_ns.load(Ordering::Relaxed) {
                 self.max_ns.store(ns, Ordering::Relaxed);

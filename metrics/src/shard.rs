@@ -235,6 +235,12 @@ impl ClassMetrics {
         self.stage(stage).record(ns);
     }
 
+    /// Records a sample that stands for `count` requests. For the shard thread.
+    #[inline]
+    pub fn record_for(&self, stage: Stage, ns: u64, count: u64) {
+        self.stage(stage).record_for(ns, count);
+    }
+
     /// The histogram of one stage.
     #[inline]
     #[must_use]

@@ -1,23 +1,11 @@
 //! Which of many rings have something in them, and waking the one thread that serves them.
 //!
 //! A shard serves up to 65,536 subchannels and cannot look at each ring. Producers mark the
-//! subchannel in a bitmap; the shard drains the bitmap. A second level has one bit for each 64-bit
-//! word of the first, so that draining costs one load for each 4,096 subchannels plus the marks
-//! found.
+//! subchannel in a set ([`marks`](crate::marks)); the shard drains the set.
 //!
 //! When the shard sleeps, a producer wakes it by the protocol of [`wakeup`](crate::wakeup): there is
 //! the account of its two fences. "Publish work" is [`Doorbell::set`] here, and "is there work" is
 //! [`Doorbell::is_idle`].
-//!
-//! # Why a mark is never missed
-//!
-//! The producer sets the bit, then looks at the summary bit and sets it if it is not. The consumer
-//! clears the summary bit, then takes the word. Mark and take are read-modify-write operations on one
-//! word, so one of them comes first. If the mark does, the take has it. If the take does, the mark
-//! has acquired it and with it the cleared summary bit: the producer sees it clear and sets it again.
-//!
-//! A producer looks at the summary even when its bit was set already: the thread that set it may have
-//! been descheduled before it came to the summary, and must not hold up others.
 
 use std::fmt;
 use std::io;
@@ -26,12 +14,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use crossbeam_utils::CachePadded;
 
+pub use crate::marks::MAX_BITS;
+use crate::marks::Marks;
 use crate::sync::{AtomicU64, Ordering};
 use crate::wakeup::Wakeup;
-
-/// The most indices one doorbell can have: 16 times the subchannels of a channel-subsystem image
-/// with all four subchannel sets, in 512 KiB of bitmap.
-pub const MAX_BITS: usize = 1 << 22;
 
 /// A set of ready indices with a wake-up for the thread that serves them.
 ///
@@ -39,11 +25,7 @@ pub const MAX_BITS: usize = 1 << 22;
 /// times and [`wake_if_asleep`](Self::wake_if_asleep) once. The other methods that change something
 /// belong to one consumer thread at a time.
 pub struct Doorbell {
-    bits: usize,
-    /// Bit `i % 64` of word `i / 64`: index `i` is ready.
-    words: Box<[AtomicU64]>,
-    /// Bit `w % 64` of word `w / 64`: `words[w]` may be non-zero.
-    summary: Box<[AtomicU64]>,
+    marks: Marks,
     /// Apart from the fields above, which producers read: the consumer writes it at each drain.
     rung: CachePadded<AtomicU64>,
     wakeup: Wakeup,
@@ -63,12 +45,8 @@ impl Doorbell {
                 ),
             ));
         }
-        let words = bits.div_ceil(64);
-        let zeros = |count| (0..count).map(|_| AtomicU64::new(0)).collect();
         Ok(Self {
-            bits,
-            words: zeros(words),
-            summary: zeros(words.div_ceil(64)),
+            marks: Marks::new(bits),
             rung: CachePadded::new(AtomicU64::new(0)),
             wakeup: Wakeup::new()?,
         })
@@ -94,21 +72,7 @@ impl Doorbell {
     /// If `index` is not below the number of bits.
     #[inline]
     pub fn set(&self, index: usize) {
-        assert!(index < self.bits, "index {index} at a doorbell for {} indices", self.bits);
-        let word = index / 64;
-        // Release: pairs with the acquire of the take in `Drain::next_word`, for the caller's work.
-        // Acquire: pairs with the release of that take; if it came first, the summary is seen clear.
-        // It must be done also for a bit that is set, since the take may be about to happen.
-        self.words[word].fetch_or(1 << (index % 64), Ordering::AcqRel);
-        let (summary, bit) = (&self.summary[word / 64], 1 << (word % 64));
-        // Relaxed: if it is set, some take of the word comes after the mark above (module
-        // documentation).
-        if summary.load(Ordering::Relaxed) & bit == 0 {
-            // Release: pairs with the acquire of the swap in `Drain::next_word`, so that the take
-            // finds the word marked. No model shows that: loom's read-modify-writes see the last
-            // value anyway, which the language promises only with this order.
-            summary.fetch_or(bit, Ordering::Release);
-        }
+        self.marks.set(index);
     }
 
     /// Wakes the consumer if it sleeps or is about to. At most one system call. Returns whether this
@@ -124,18 +88,32 @@ impl Doorbell {
     /// A mark is cleared before `ready` sees it, so one that is set meanwhile is found by the next
     /// drain. If `ready` panics, the marks it has not seen are kept.
     pub fn drain(&self, mut ready: impl FnMut(usize)) -> usize {
-        let mut drain =
-            Drain { doorbell: self, block: 0, marked_words: 0, word: 0, marks: 0, taken: 0 };
-        while let Some(index) = drain.next() {
+        let mut tally = Tally { doorbell: self, taken: 0 };
+        let mut drain = self.marks.drain();
+        while let Some(index) = drain.next_index() {
+            tally.taken += 1;
             ready(index);
         }
-        drain.taken
+        tally.taken
+    }
+
+    /// The same, up to 64 marks at a time: `ready` gets the lowest index of a word and a bit for each
+    /// mark in it, so that it can look ahead. Marks that it was given count as seen.
+    #[inline]
+    pub fn drain_words(&self, mut ready: impl FnMut(usize, u64)) -> usize {
+        let mut tally = Tally { doorbell: self, taken: 0 };
+        let mut drain = self.marks.drain();
+        while let Some((first, marks)) = drain.next_word() {
+            tally.taken += marks.count_ones() as usize;
+            ready(first, marks);
+        }
+        tally.taken
     }
 
     /// Whether nothing was marked just now.
     pub fn is_idle(&self) -> bool {
-        // Relaxed: for a hint that is enough, and in `prepare_sleep` the fence orders it.
-        self.summary.iter().all(|summary| summary.load(Ordering::Relaxed) == 0)
+        // A hint; in `prepare_sleep` the fence orders it.
+        self.marks.is_empty()
     }
 
     /// Announces that the consumer will sleep, unless something is marked.
@@ -153,7 +131,7 @@ impl Doorbell {
 
     /// How many indices there are.
     pub fn bits(&self) -> usize {
-        self.bits
+        self.marks.bits()
     }
 
     /// How often the eventfd was written.
@@ -171,7 +149,7 @@ impl Doorbell {
 impl fmt::Debug for Doorbell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Doorbell")
-            .field("bits", &self.bits)
+            .field("bits", &self.bits())
             .field("idle", &self.is_idle())
             .field("rung", &self.rung())
             .field("wakeup", &self.wakeup)
@@ -193,87 +171,21 @@ impl AsFd for Doorbell {
     }
 }
 
-/// One pass over the bitmap. What it has taken and not given out goes back when it is dropped.
-struct Drain<'a> {
+/// Counts the marks of one drain, also where it ends by a panic.
+struct Tally<'a> {
     doorbell: &'a Doorbell,
-    /// The next summary word to take.
-    block: usize,
-    /// Bits of the last summary word taken whose words have not been taken yet.
-    marked_words: u64,
-    /// The last word taken.
-    word: usize,
-    /// Its bits that have not been given out.
-    marks: u64,
     taken: usize,
 }
 
-impl Drain<'_> {
-    #[inline(always)]
-    fn next(&mut self) -> Option<usize> {
-        while self.marks == 0 {
-            self.next_word()?;
-        }
-        let bit = take_lowest(&mut self.marks);
-        self.taken += 1;
-        Some(self.word * 64 + bit)
-    }
-
-    #[inline(always)]
-    fn next_word(&mut self) -> Option<()> {
-        while self.marked_words == 0 {
-            let summary = self.doorbell.summary.get(self.block)?;
-            self.block += 1;
-            // Relaxed: only to save the swap. A mark missed here stays for the next drain, or for
-            // the look after the fence in `prepare_sleep`.
-            if summary.load(Ordering::Relaxed) != 0 {
-                // Acquire: pairs with the release of the summary's `fetch_or` in `set`.
-                self.marked_words = summary.swap(0, Ordering::Acquire);
-            }
-        }
-        self.word = (self.block - 1) * 64 + take_lowest(&mut self.marked_words);
-        // Acquire: pairs with the release of the mark in `set`, for the producer's work. Release:
-        // pairs with its acquire, for the summary bit that was cleared before. Always a swap, even
-        // if the word looks empty: only read-modify-writes have the order that `set` relies on.
-        self.marks = self.doorbell.words[self.word].swap(0, Ordering::AcqRel);
-        Some(())
-    }
-}
-
-impl Drop for Drain<'_> {
+impl Drop for Tally<'_> {
     #[inline(always)]
     fn drop(&mut self) {
-        if self.taken == 0 {
-            return;
-        }
-        // Relaxed: only the consumer writes it, and for readers it is a statistic.
-        let rung = self.doorbell.rung.load(Ordering::Relaxed) + self.taken as u64;
-        self.doorbell.rung.store(rung, Ordering::Relaxed);
-        // Normally nothing is left: only after a panic in the callback.
-        if self.marks | self.marked_words != 0 {
-            self.put_back();
+        if self.taken > 0 {
+            // Relaxed: only the consumer writes it, and for readers it is a statistic.
+            let rung = self.doorbell.rung.load(Ordering::Relaxed) + self.taken as u64;
+            self.doorbell.rung.store(rung, Ordering::Relaxed);
         }
     }
-}
-
-impl Drain<'_> {
-    #[cold]
-    fn put_back(&mut self) {
-        if self.marks != 0 {
-            // Release: pairs with the acquire of the next take, as if the producers marked again.
-            self.doorbell.words[self.word].fetch_or(self.marks, Ordering::Release);
-            self.marked_words |= 1 << (self.word % 64);
-        }
-        // Release: pairs with the acquire of the next swap in `next_word`.
-        self.doorbell.summary[self.block - 1].fetch_or(self.marked_words, Ordering::Release);
-    }
-}
-
-/// Clears the lowest bit that is set and returns its number.
-#[inline(always)]
-fn take_lowest(bits: &mut u64) -> usize {
-    let lowest = bits.trailing_zeros() as usize;
-    *bits &= *bits - 1;
-    lowest
 }
 
 #[cfg(all(test, not(loom)))]
@@ -331,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic = "index 10 at a doorbell for 10 indices"]
+    #[should_panic = "index 10 of a set of 10 indices"]
     fn an_index_beyond_the_end_is_refused() {
         Doorbell::new(10).unwrap().set(10);
     }

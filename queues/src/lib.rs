@@ -1,6 +1,6 @@
 //! Rings and doorbells between vCPU threads and the threads that serve them.
 //!
-//! Nothing here knows about channel I/O: entries are any `T: Send`. Four parts, each in its own
+//! Nothing here knows about channel I/O: entries are any `T: Send`. Five parts, each in its own
 //! module:
 //!
 //! | module | shape | for |
@@ -8,7 +8,8 @@
 //! | [`spsc`] | one producer, one consumer, bounded | a stage that feeds exactly one other stage |
 //! | [`submission`] | many producers, one consumer, bounded | vCPU threads starting work on one device |
 //! | [`completion`] | many producers, one consumer, never refuses | shards reporting back to the VMM |
-//! | [`doorbell`] | bitmap of ready indices with a wake-up | telling a shard which rings to look at |
+//! | [`doorbell`] | set of ready indices with a wake-up | telling a shard which rings to look at |
+//! | [`marks`] | set of indices | what a doorbell marks; which interruptions are pending |
 //!
 //! [`wakeup`] holds the protocol by which a producer avoids the system call while the consumer is
 //! running; [`doorbell`] and [`completion`] are built on it.
@@ -75,12 +76,14 @@
 
 pub mod completion;
 pub mod doorbell;
+pub mod marks;
 pub mod spsc;
 pub mod submission;
 pub mod wakeup;
 
 mod event;
 mod full;
+mod prefetch;
 mod skipped;
 mod slot;
 mod sync;
@@ -88,5 +91,6 @@ mod sync;
 pub use completion::{CompletionReceiver, CompletionSender};
 pub use doorbell::Doorbell;
 pub use full::Full;
+pub use marks::Marks;
 pub use submission::{Intake, Submitter};
 pub use wakeup::Wakeup;

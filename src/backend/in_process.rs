@@ -1,5 +1,6 @@
 //! The software channel subsystem as a vfio-ccw device in this process.
 
+use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use vfio_ccw_metrics::DeviceClass;
 use vmm_sys_util::eventfd::EventFd;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::architecture::{Irb, IrbHead, OrbFlags, ScswFlags};
+use crate::architecture::{IrbHead, Orb, OrbFlags, ScswFlags};
 use crate::channel_subsystem::{Device, DmaSpace, Entry, Run, execute_judged};
 use crate::translation::Rules;
 
@@ -117,23 +118,27 @@ impl<D: Device> InProcess<D> {
             dma: memory,
             rules: rules.as_deref(),
         };
+        region.irb.emw = [0; 32];
+        let irb = Cell::from_mut(&mut region.irb.head);
+        let signal = || irq.as_ref().map_or(Ok(()), |irq| irq.write(1));
         let mut signalled = Ok(());
-        let mut present = |head| {
-            region.irb = Irb { head, emw: [0; 32] };
-            // After the IRB: who sees the signal must find it.
-            let signal = irq.as_ref().map_or(Ok(()), |irq| irq.write(1));
-            if signal.is_err() {
-                signalled = signal;
-            }
-        };
-        let (ended, refused) = execute_judged(&run, device, &mut |head| {
-            present(head);
-            intermediate(head);
-        })
+        let refused = execute_judged(
+            &run,
+            device,
+            &mut |head| {
+                irb.set(head);
+                // After the IRB: who sees the signal must find it.
+                if let Err(error) = signal() {
+                    signalled = Err(error);
+                }
+                intermediate(head);
+            },
+            irb,
+        )
         .await;
-        present(ended);
         (self.pending, self.refused) = (false, refused);
-        signalled
+        // After the IRB, as above.
+        signalled.and(signal())
     }
 
     /// Bytes read from and written to the medium since this was last asked.
@@ -151,8 +156,22 @@ impl<D: Device> InProcess<D> {
         self.device.class()
     }
 
-    pub(super) fn region(&self) -> &IoRegion {
-        &self.region
+    pub(super) fn last_irb(&self) -> &IrbHead {
+        &self.region.irb.head
+    }
+
+    /// What a write of [`IoRegion::start`] or [`IoRegion::resume`] does, without the detour over the
+    /// bytes of a region.
+    #[inline]
+    pub(super) fn start_orb(&mut self, orb: &Orb, entry: Entry) -> Result<(), Errno> {
+        if self.pending || orb.flags().contains(OrbFlags::TRANSPORT_MODE) {
+            return self.start_with(&mut IoRegion::of(*orb, entry));
+        }
+        self.region.orb = *orb;
+        self.region.scsw = IoRegion::function(entry);
+        self.region.ret_code.set(0);
+        self.pending = true;
+        Ok(())
     }
 
     /// The kernel's `vfio_ccw_mdev_write_io_region` and `fsm_io_request`.
@@ -191,8 +210,8 @@ impl<D: Device> Backend for InProcess<D> {
         self.set_memory(memory.clone());
     }
 
-    fn start(&mut self, region: &mut IoRegion) -> Result<(), Errno> {
-        self.start_with(region)
+    fn start(&mut self, orb: &Orb, entry: Entry) -> Result<(), Errno> {
+        self.start_orb(orb, entry)
     }
 
     async fn interrupt(&mut self, intermediate: &mut dyn FnMut(IrbHead)) -> Result<(), Errno> {
@@ -202,9 +221,8 @@ impl<D: Device> Backend for InProcess<D> {
             .map_err(|error| Errno(error.raw_os_error().unwrap_or(libc::EIO)))
     }
 
-    fn read(&mut self, region: &mut IoRegion) -> Result<(), Errno> {
-        *region = self.region;
-        Ok(())
+    fn irb(&mut self) -> Result<&mut IrbHead, Errno> {
+        Ok(&mut self.region.irb.head)
     }
 
     fn was_refused(&self) -> bool {
@@ -228,7 +246,7 @@ impl TryFrom<&[u8]> for IoRegion {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::architecture::{Ccw, Orb, Scsw, command};
+    use crate::architecture::{Ccw, Scsw, command};
     use crate::channel_subsystem::{Null, Window};
     use vfio_ccw_pinning::GuestMap;
     use vm_memory::{GuestAddress, GuestMemoryMmap};

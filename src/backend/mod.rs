@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use vfio_ccw_metrics::DeviceClass;
 
-use crate::architecture::IrbHead;
-use crate::channel_subsystem::DmaSpace;
+use crate::architecture::{IrbHead, Orb};
+use crate::channel_subsystem::{DmaSpace, Entry};
 
 pub use in_process::InProcess;
 pub use region::{AsyncRegion, CrwRegion, IoRegion, SchibRegion};
@@ -45,15 +45,16 @@ pub(crate) trait Backend {
     /// The memory that programs reach from now on; none is running.
     fn see(&mut self, memory: &Arc<DmaSpace>);
 
-    /// Writes the I/O region: START SUBCHANNEL.
-    fn start(&mut self, region: &mut IoRegion) -> Result<(), Errno>;
+    /// Writes the I/O region: START SUBCHANNEL of `orb`, or for software devices the resumption of a
+    /// program that has suspended itself.
+    fn start(&mut self, orb: &Orb, entry: Entry) -> Result<(), Errno>;
 
     /// Waits for the I/O interrupt that tells of the program's end or suspension. `intermediate` is
     /// given the status of a program that goes on; of several that come at once, perhaps the last.
     async fn interrupt(&mut self, intermediate: &mut dyn FnMut(IrbHead)) -> Result<(), Errno>;
 
-    /// Reads the I/O region: the last IRB.
-    fn read(&mut self, region: &mut IoRegion) -> Result<(), Errno>;
+    /// Reads the I/O region: the last IRB, in a place where it may be changed.
+    fn irb(&mut self) -> Result<&mut IrbHead, Errno>;
 
     /// Whether the last program was one that nobody had translated, and the policy ended it.
     fn was_refused(&self) -> bool;

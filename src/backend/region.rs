@@ -9,6 +9,7 @@ use zerocopy::native_endian::{I32, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::architecture::{Crw, Irb, Orb, Schib, Scsw, ScswFlags};
+use crate::channel_subsystem::Entry;
 
 use super::Errno;
 
@@ -33,14 +34,25 @@ const _: () = assert!(size_of::<IoRegion>() == 124);
 impl IoRegion {
     /// A region that asks for the start of `orb`.
     pub fn start(orb: Orb) -> Self {
-        IoRegion { orb, scsw: Scsw::new(ScswFlags::START_FUNCTION), ..IoRegion::default() }
+        IoRegion::of(orb, Entry::Start)
     }
 
     /// A region that resumes a suspended program with `orb`. The kernel's driver does not know this:
     /// it looks at the function control only, and would start the program anew.
     pub fn resume(orb: Orb) -> Self {
-        let scsw = Scsw::new(ScswFlags::START_FUNCTION | ScswFlags::RESUME_PENDING);
-        IoRegion { scsw, ..IoRegion::start(orb) }
+        IoRegion::of(orb, Entry::Resume)
+    }
+
+    pub(super) fn of(orb: Orb, entry: Entry) -> Self {
+        IoRegion { orb, scsw: IoRegion::function(entry), ..IoRegion::default() }
+    }
+
+    /// The function control that asks for it.
+    pub(super) fn function(entry: Entry) -> Scsw {
+        Scsw::new(match entry {
+            Entry::Start => ScswFlags::START_FUNCTION,
+            Entry::Resume => ScswFlags::START_FUNCTION | ScswFlags::RESUME_PENDING,
+        })
     }
 
     /// Sets `ret_code` as the driver does, and returns it as the result of the write.

@@ -14,16 +14,18 @@ use tokio::sync::Notify;
 use vfio_ccw_metrics::DeviceClass;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::architecture::IrbHead;
-use crate::channel_subsystem::{Device, DmaSpace};
+use crate::architecture::{IrbHead, Orb};
+use crate::channel_subsystem::{Device, DmaSpace, Entry};
 
-use super::{Backend, Errno, InProcess, IoRegion};
+use super::{Backend, Errno, InProcess};
 
 /// The side of the one who starts programs.
 #[derive(Debug)]
 pub(crate) struct Signalled<D> {
     link: Rc<Link<D>>,
     irq: AsyncFd<EventFd>,
+    /// As last read.
+    irb: IrbHead,
 }
 
 #[derive(Debug)]
@@ -51,7 +53,7 @@ impl<D: Device + 'static> Signalled<D> {
         });
         let watched = crate::watch::eventfd(irq)?;
         tokio::task::spawn_local(run(Rc::downgrade(&link)));
-        Ok(Signalled { link, irq: watched })
+        Ok(Signalled { link, irq: watched, irb: IrbHead::default() })
     }
 }
 
@@ -93,10 +95,10 @@ impl<D: Device> Backend for Signalled<D> {
         }
     }
 
-    fn start(&mut self, region: &mut IoRegion) -> Result<(), Errno> {
+    fn start(&mut self, orb: &Orb, entry: Entry) -> Result<(), Errno> {
         match self.link.device.borrow_mut().as_mut() {
-            Some(device) => device.start_with(region)?,
-            None => return region.answer(Err(Errno::BUSY)),
+            Some(device) => device.start_orb(orb, entry)?,
+            None => return Err(Errno::BUSY),
         }
         self.link.started.notify_one();
         Ok(())
@@ -117,10 +119,11 @@ impl<D: Device> Backend for Signalled<D> {
         }
     }
 
-    fn read(&mut self, region: &mut IoRegion) -> Result<(), Errno> {
+    fn irb(&mut self) -> Result<&mut IrbHead, Errno> {
         let device = self.link.device.borrow();
-        *region = *device.as_ref().ok_or(Errno::BUSY)?.region();
-        Ok(())
+        self.irb = *device.as_ref().ok_or(Errno::BUSY)?.last_irb();
+        drop(device);
+        Ok(&mut self.irb)
     }
 
     fn was_refused(&self) -> bool {

@@ -5,6 +5,8 @@
 //! incorrect length follows the table that Hercules implements (S/370 Principles of Operation,
 //! "Incorrect Length").
 
+use std::cell::Cell;
+
 use zerocopy::big_endian::U32;
 
 use crate::architecture::{
@@ -65,15 +67,19 @@ pub async fn execute<D: Device>(
     device: &mut D,
     intermediate: &mut dyn FnMut(IrbHead),
 ) -> IrbHead {
-    execute_judged(run, device, intermediate).await.0
+    let irb = Cell::default();
+    execute_judged(run, device, intermediate, &irb).await;
+    irb.get()
 }
 
-/// [`execute`], and whether the policy of [`Run::rules`] ended the program.
+/// [`execute`] that leaves the status in `irb`; whether the policy of [`Run::rules`] ended the
+/// program.
 pub(crate) async fn execute_judged<D: Device>(
     run: &Run<'_>,
     device: &mut D,
     intermediate: &mut dyn FnMut(IrbHead),
-) -> (IrbHead, bool) {
+    irb: &Cell<IrbHead>,
+) -> bool {
     let orb = &run.orb;
     let mut channel = Channel::new(run, intermediate);
     if run.entry == Entry::Start {
@@ -87,17 +93,20 @@ pub(crate) async fn execute_judged<D: Device>(
             Found::Command(ccw) => ccw,
             Found::Check(check) => {
                 let none = DeviceStatus::empty();
-                return (ended(orb, channel.next, none, check.status, check.count), false);
+                irb.set(ended(orb, channel.next, none, check.status, check.count));
+                return false;
             }
             Found::Suspended(ccw) => {
                 let program_controlled = ccw.flags.contains(CcwFlags::PROGRAM_CONTROLLED);
-                return (suspended(orb, channel.next, program_controlled, ccw.count), false);
+                irb.set(suspended(orb, channel.next, program_controlled, ccw.count));
+                return false;
             }
         };
         if let Some(verdict) = channel.refuses(device.class(), &ccw) {
             let status = Ending::unit_check().status;
-            let irb = ended(orb, channel.next, status, SubchannelStatus::empty(), ccw.count);
-            return (irb.with_sense(&verdict.sense()), true);
+            let refused = ended(orb, channel.next, status, SubchannelStatus::empty(), ccw.count);
+            irb.set(refused.with_sense(&verdict.sense()));
+            return true;
         }
         let mut data = Data::new(channel, ccw);
         let ending = device.command(ccw.command, &mut data).await;
@@ -110,14 +119,15 @@ pub(crate) async fn execute_judged<D: Device>(
             }
             continue;
         }
-        let irb = ended(orb, channel.next, ending.status, status, used.residual);
+        irb.set(ended(orb, channel.next, ending.status, status, used.residual));
         if ending.status.contains(DeviceStatus::UNIT_CHECK) {
-            return (irb.with_sense(device.take_sense().as_bytes()), false);
+            irb.set(irb.get().with_sense(device.take_sense().as_bytes()));
         }
-        return (irb, false);
+        return false;
     }
     // 2^32 commands: no program that CCW_LIMIT lets run gets here.
-    (ended(orb, orb.cpa(), DeviceStatus::empty(), SubchannelStatus::PROGRAM_CHECK, 0), false)
+    irb.set(ended(orb, orb.cpa(), DeviceStatus::empty(), SubchannelStatus::PROGRAM_CHECK, 0));
+    false
 }
 
 impl Channel<'_> {

@@ -23,7 +23,8 @@ use super::memory::{Memory, check_reach};
 use super::mode_switch::Aside;
 use super::pinner::PinnerChoice;
 use super::runtime::{Driver, DriverChoice};
-use super::shard::{Interrupts, Plan, ShardLink};
+use super::attach::Interrupts;
+use super::shard::{Plan, ShardLink};
 use super::unfetched::Unfetched;
 use super::view::Layout;
 

@@ -14,20 +14,26 @@
 //! | building and ending a service | `builder.rs`, this file |
 //! | what a VMM holds for one device | `subchannel.rs` |
 //! | where results go | `delivery.rs` |
-//! | the thread, its runtime, its dispatcher | `shard.rs`, `runtime.rs` |
-//! | one subchannel's task | `task.rs` |
+//! | the thread, its runtime, its dispatcher | `shard.rs`, `runtime.rs`, `dispatcher.rs` |
+//! | what tasks of a shard share | `context.rs`, `outbox.rs` |
+//! | one subchannel's task, and what runs it | `task.rs`, `runner.rs`, `attach.rs` |
 //! | what is chosen for one device; other pinners and modes | `options.rs`, `pinner.rs`, `mode_switch.rs` |
 //! | guest memory that comes and goes | `memory.rs`, `view.rs` |
 //! | programs that may change themselves | `unfetched.rs` |
 //! | status for what never reached a device | `refusal.rs` |
 
+mod attach;
 mod builder;
+mod context;
 mod delivery;
+mod dispatcher;
 mod memory;
 mod mode_switch;
 mod options;
+mod outbox;
 mod pinner;
 mod refusal;
+mod runner;
 mod runtime;
 mod shard;
 mod subchannel;
@@ -42,6 +48,7 @@ use parking_lot::{Mutex, RwLock};
 use vfio_ccw_metrics::{Registry, Totals};
 use vfio_ccw_pinning::{GuestMap, Mode, Pool, PoolError, WholeGuest};
 
+pub use attach::{DeviceSpec, Interrupts};
 pub use builder::{ServiceBuilder, ServiceError};
 pub use delivery::{Completion, Completions, Delivery, Trigger};
 pub use memory::MemoryError;
@@ -49,14 +56,14 @@ pub use mode_switch::ModeError;
 pub use options::DeviceOptions;
 pub use pinner::{PinnerChoice, UnknownPinner};
 pub use runtime::{Driver, DriverChoice, UnknownDriver};
-pub use shard::{DeviceSpec, Interrupts};
 pub use subchannel::{Cc, Subchannel, SubmitError};
 pub use unfetched::Unfetched;
 
 use crate::volume::Workers;
+use attach::Attachment;
 use memory::Memory;
 use mode_switch::Aside;
-use shard::{Attachment, ShardLink};
+use shard::ShardLink;
 use subchannel::Shared;
 
 /// Runs channel devices for one guest.

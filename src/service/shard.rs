@@ -1,85 +1,36 @@
 //! A shard: one thread, one runtime, and the tasks of its subchannels.
 //!
-//! The dispatcher is the thread's main future. It drains the doorbell, wakes the tasks that were
-//! rung for, wakes the consumers of completion rings once a round, and decides what to do when
-//! nothing is left: look again for a while, or sleep.
-//!
-//! A shard with file I/O in flight always goes to sleep: tokio-uring hands operations to the kernel
-//! when its thread parks, so a thread that never parks would never submit. Sleeping costs a system
-//! call that file I/O pays anyway.
+//! The service's end is [`ShardLink`]: it sends devices, layouts of memory and mode switches by mail,
+//! and waits for the end. On the thread the dispatcher (`dispatcher.rs`) is the main future; what
+//! tasks share is in `context.rs`.
 
-use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context as TaskContext, Poll, Waker};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use quanta::Clock;
-use tokio::io::unix::AsyncFd;
-use vfio_ccw_metrics::{DeviceClass, ShardMetrics};
+use vfio_ccw_metrics::ShardMetrics;
 use vfio_ccw_pinning::{Pool, Registered};
 use vfio_ccw_queues::Doorbell;
-use vfio_ccw_queues::completion::CompletionSender;
-use vfio_ccw_queues::submission::Intake;
-use vmm_sys_util::eventfd::EventFd;
 
-use crate::backend::{InProcess, Signalled};
-use crate::channel_subsystem::{Device, Fba, Null};
 use crate::shadow::Arena;
-use crate::translation::{Limits, Policy, Rules, StorageKeys};
-use crate::volume::{FileIo, Fixed, Spans, Volume, Workers};
-use crate::watch;
+use crate::translation::{Limits, StorageKeys};
+use crate::volume::{Fixed, Workers};
 
-use super::delivery::{Completion, Delivery};
-use super::mode_switch::{Aside, Pinning, Switch, SwitchBox};
+use super::attach::{Attachment, Interrupts};
+use super::context::Context;
+use super::dispatcher::Dispatcher;
+use super::mode_switch::{Aside, Switch};
 use super::runtime::{Driver, Runtime};
-use super::subchannel::{Request, Shared};
-use super::task::{self, Flight};
 use super::unfetched::Unfetched;
-use super::view::{Layout, View};
+use super::view::Layout;
 
 /// The doorbell's bit for the shard itself; subchannels have the others.
-const MAILBOX: usize = 0;
-
-/// Looks at the doorbell between two returns to the runtime, which has other tasks to run.
-const LOOKS: u32 = 256;
-
-/// Rounds of doorbell work between two chances for the kernel to get file I/O.
-const ROUNDS: u32 = 8;
-
-/// What is attached.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum DeviceSpec {
-    /// The null device.
-    Null,
-    /// An FBA disk on this volume.
-    Fba(Arc<Volume>),
-}
-
-impl DeviceSpec {
-    fn class(&self) -> DeviceClass {
-        match self {
-            DeviceSpec::Null => DeviceClass::Null,
-            DeviceSpec::Fba(_) => DeviceClass::Fba,
-        }
-    }
-}
-
-/// How a subchannel's task learns that its in-process device has ended a program.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Interrupts {
-    /// The task runs the device itself: no switch, no system call.
-    #[default]
-    Direct,
-    /// The device runs as a task of its own and signals an eventfd, as a device elsewhere would.
-    EventFd,
-}
+pub(super) const MAILBOX: usize = 0;
 
 /// What every shard of a service is made from.
 #[derive(Clone, Debug)]
@@ -97,21 +48,9 @@ pub(super) struct Plan {
     pub(super) workers: Option<Arc<Workers>>,
 }
 
-/// A device on its way to its shard.
-#[derive(Debug)]
-pub(super) struct Attachment {
-    pub(super) shared: Arc<Shared>,
-    pub(super) intake: Intake<Request>,
-    pub(super) device: DeviceSpec,
-    pub(super) policy: Policy,
-    pub(super) pinning: Pinning,
-    /// Most bytes that are pinned for one program.
-    pub(super) share: Option<u64>,
-}
-
 /// What a service sends to a shard.
 #[derive(Debug)]
-enum Mail {
+pub(super) enum Mail {
     Attach(Box<Attachment>),
     /// The layout of guest memory from now on.
     Memory(Layout),
@@ -128,11 +67,11 @@ pub(super) struct ShardLink {
 
 /// What the thread and the service share.
 #[derive(Debug)]
-struct Common {
-    doorbell: Arc<Doorbell>,
-    mailbox: Mutex<Vec<Mail>>,
-    free_bits: Mutex<Vec<usize>>,
-    ending: AtomicBool,
+pub(super) struct Common {
+    pub(super) doorbell: Arc<Doorbell>,
+    pub(super) mailbox: Mutex<Vec<Mail>>,
+    pub(super) free_bits: Mutex<Vec<usize>>,
+    pub(super) ending: AtomicBool,
     ended: AtomicBool,
 }
 
@@ -241,143 +180,6 @@ impl Drop for Ended {
     }
 }
 
-/// What the tasks of a shard share. One thread: cells instead of locks.
-pub(super) struct Context {
-    pub(super) plan: Plan,
-    /// Guest memory for programs that start now.
-    view: RefCell<Rc<View>>,
-    /// The ring for registered frames.
-    fixed: Option<Rc<Fixed>>,
-    pub(super) arena: RefCell<Arena>,
-    pub(super) metrics: Arc<ShardMetrics>,
-    pub(super) clock: Clock,
-    /// Buffers of programs that have ended, for the next ones.
-    #[expect(
-        clippy::vec_box,
-        reason = "a flight moves to its task and back: a pointer, not 300 bytes"
-    )]
-    pub(super) flights: RefCell<Vec<Box<Flight>>>,
-    /// Programs refused so far; decides which refusals are worth a line in the log.
-    pub(super) refusals: Cell<u64>,
-    common: Arc<Common>,
-    signals: RefCell<Vec<Option<Rc<Signal>>>>,
-    rings: RefCell<Vec<Ring>>,
-    dispatcher: RefCell<Option<Waker>>,
-    file_io: Rc<Cell<usize>>,
-    live: Cell<usize>,
-}
-
-/// A completion ring that tasks of this shard deliver to.
-struct Ring {
-    sender: CompletionSender<Completion>,
-    /// Entries were pushed since its consumer was last told.
-    fresh: Cell<bool>,
-}
-
-/// Tells one task that its subchannel was rung for.
-#[derive(Debug)]
-pub(super) struct Signal {
-    /// Number of the subchannel: its bit may have been another's.
-    number: u32,
-    rung: Cell<bool>,
-    waker: RefCell<Option<Waker>>,
-    pub(super) switch: SwitchBox,
-}
-
-impl Signal {
-    fn ring(&self) {
-        self.rung.set(true);
-        if let Some(waker) = self.waker.borrow().as_ref() {
-            waker.wake_by_ref();
-        }
-    }
-
-    /// Remembers a ring that was waited for but not answered.
-    pub(super) fn keep(&self) {
-        self.rung.set(true);
-    }
-
-    /// Waits until rung since the last time.
-    pub(super) fn poll(&self, cx: &TaskContext<'_>) -> Poll<()> {
-        if self.rung.replace(false) {
-            return Poll::Ready(());
-        }
-        let mut waker = self.waker.borrow_mut();
-        match waker.as_mut() {
-            Some(known) => known.clone_from(cx.waker()),
-            None => *waker = Some(cx.waker().clone()),
-        }
-        Poll::Pending
-    }
-}
-
-impl Context {
-    /// Guest memory for programs that start now.
-    pub(super) fn view(&self) -> Rc<View> {
-        self.view.borrow().clone()
-    }
-
-    /// Whether programs that start now see another memory than `view`.
-    pub(super) fn has_moved_on_from(&self, view: &Rc<View>) -> bool {
-        !Rc::ptr_eq(view, &self.view.borrow())
-    }
-
-    /// Guest memory has another layout: every task gets to see it before its next program.
-    fn show(&self, layout: Layout) {
-        match layout.view(&self.arena.borrow()) {
-            Ok(view) => *self.view.borrow_mut() = Rc::new(view),
-            // The service has checked it before it sent it.
-            Err(error) => return tracing::error!(%error, "guest memory stays as it was"),
-        }
-        self.signals.borrow().iter().flatten().for_each(|signal| signal.ring());
-    }
-
-    /// A completion was pushed into ring `ring`: its consumer is told at the end of the round.
-    pub(super) fn delivered_to(&self, ring: usize) {
-        let rings = self.rings.borrow();
-        if !rings[ring].fresh.replace(true)
-            && let Some(dispatcher) = self.dispatcher.borrow().as_ref()
-        {
-            dispatcher.wake_by_ref();
-        }
-    }
-
-    /// The task of `shared` is over.
-    pub(super) fn ended(&self, shared: &Shared) {
-        self.signals.borrow_mut()[shared.bit()] = None;
-        self.common.free_bits.lock().push(shared.bit());
-        self.live.set(self.live.get() - 1);
-        if let Some(dispatcher) = self.dispatcher.borrow().as_ref() {
-            dispatcher.wake_by_ref();
-        }
-    }
-
-    fn tell_consumers(&self) {
-        for ring in self.rings.borrow().iter().filter(|ring| ring.fresh.replace(false)) {
-            ring.sender.notify();
-        }
-    }
-
-    /// Index of the ring that a delivery goes to.
-    fn ring_of(&self, delivery: &Delivery) -> Option<usize> {
-        let Delivery::Ring(sender) = delivery else {
-            return None;
-        };
-        let mut rings = self.rings.borrow_mut();
-        let known = rings.iter().position(|ring| ring.sender.is_same_ring(sender));
-        Some(known.unwrap_or_else(|| {
-            rings.push(Ring { sender: sender.clone(), fresh: Cell::new(false) });
-            rings.len() - 1
-        }))
-    }
-
-    fn rung(&self, bit: usize) {
-        if let Some(signal) = self.signals.borrow()[bit].as_ref() {
-            signal.ring();
-        }
-    }
-}
-
 /// The thread's main future.
 async fn run(
     common: Arc<Common>,
@@ -398,255 +200,11 @@ async fn run(
     if let Some(fixed) = &fixed {
         tokio::task::spawn_local(fixed.clone().drive());
     }
-    let bits = common.doorbell.bits();
-    let context = Rc::new(Context {
-        view: RefCell::new(Rc::new(view)),
-        fixed,
-        arena: RefCell::new(arena),
-        metrics,
-        clock: Clock::new(),
-        flights: RefCell::default(),
-        refusals: Cell::new(0),
-        signals: RefCell::new(vec![None; bits]),
-        rings: RefCell::default(),
-        dispatcher: RefCell::new(None),
-        file_io: Rc::new(Cell::new(0)),
-        live: Cell::new(0),
-        common,
-        plan,
-    });
+    let context = Context::new(common, plan, view, arena, fixed, metrics);
+    let context = Rc::new(context);
     if ready.send(Ok(())).is_err() {
         return;
     }
     poll_fn(|cx| dispatcher.poll(&context, cx)).await;
 }
 
-/// Decides when the shard's thread looks, runs and sleeps.
-struct Dispatcher {
-    doorbell: AsyncFd<Arc<Doorbell>>,
-    /// Written to make the thread return at once from a park that is only there to submit file I/O.
-    nudge: AsyncFd<EventFd>,
-    asleep: bool,
-    last_work: u64,
-    /// Doorbells sent and rung at the last look, for metrics.
-    sent: u64,
-    rung: u64,
-}
-
-impl Dispatcher {
-    fn new(doorbell: &Arc<Doorbell>) -> io::Result<Self> {
-        let nudge = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-        Ok(Dispatcher {
-            doorbell: watch::doorbell(doorbell.clone())?,
-            nudge: watch::eventfd(nudge)?,
-            asleep: false,
-            last_work: 0,
-            sent: 0,
-            rung: 0,
-        })
-    }
-
-    fn poll(&mut self, context: &Rc<Context>, cx: &mut TaskContext<'_>) -> Poll<()> {
-        remember(&mut context.dispatcher.borrow_mut(), cx.waker());
-        if self.asleep {
-            self.wake_up();
-        }
-        context.tell_consumers();
-        for _ in 0..ROUNDS {
-            if self.drain(context) {
-                self.last_work = context.clock.raw();
-                if context.file_io.get() == 0 {
-                    // Let the tasks run, then look again.
-                    cx.waker().wake_by_ref();
-                    return Poll::Pending;
-                }
-            } else if context.live.get() == 0 && self.is_over(context) {
-                return Poll::Ready(());
-            } else if self.may_spin(context) {
-                if self.look_around() {
-                    continue;
-                }
-                context.metrics.counters().spins.add(1);
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            if self.go_to_sleep(cx) {
-                context.metrics.counters().sleeps.add(1);
-                self.count_doorbells(context);
-                return Poll::Pending;
-            }
-        }
-        // Doorbells ring on and on while file I/O waits to be submitted: park for a moment.
-        match self.nudge.get_ref().write(1) {
-            Ok(()) => match self.nudge.poll_read_ready(cx) {
-                Poll::Ready(Ok(mut ready)) => {
-                    ready.clear_ready();
-                    cx.waker().wake_by_ref();
-                }
-                Poll::Ready(Err(_)) => cx.waker().wake_by_ref(),
-                Poll::Pending => {}
-            },
-            Err(_) => cx.waker().wake_by_ref(),
-        }
-        Poll::Pending
-    }
-
-    /// Wakes what was rung for; whether there was anything.
-    fn drain(&self, context: &Rc<Context>) -> bool {
-        let mut mailbox = false;
-        let rung = self.doorbell.get_ref().drain(|bit| match bit {
-            MAILBOX => mailbox = true,
-            bit => context.rung(bit),
-        });
-        if mailbox {
-            let mails = std::mem::take(&mut *context.common.mailbox.lock());
-            mails.into_iter().for_each(|mail| read(context, mail));
-        }
-        rung > usize::from(mailbox) || mailbox && context.live.get() > 0
-    }
-
-    fn is_over(&self, context: &Context) -> bool {
-        // Acquire: pairs with the Release in `ShardLink::end`.
-        context.common.ending.load(Ordering::Acquire) && context.common.mailbox.lock().is_empty()
-    }
-
-    /// Whether work is recent enough to wait for more without sleeping.
-    fn may_spin(&self, context: &Context) -> bool {
-        let spin = context.plan.spin;
-        !spin.is_zero()
-            && context.file_io.get() == 0
-            && context.live.get() > 0
-            && context.clock.delta(self.last_work, context.clock.raw()) < spin
-    }
-
-    /// Looks at the doorbell for a microsecond or so.
-    fn look_around(&self) -> bool {
-        for _ in 0..LOOKS {
-            if !self.doorbell.get_ref().is_idle() {
-                return true;
-            }
-            std::hint::spin_loop();
-        }
-        false
-    }
-
-    /// Announces sleep and waits for the doorbell's eventfd. `false`: something came meanwhile.
-    fn go_to_sleep(&mut self, cx: &mut TaskContext<'_>) -> bool {
-        if !self.doorbell.get_ref().prepare_sleep() {
-            return false;
-        }
-        self.asleep = true;
-        match self.doorbell.poll_read_ready(cx) {
-            Poll::Pending => true,
-            Poll::Ready(ready) => {
-                // Left over from a ring that was seen in another way.
-                if let Ok(mut ready) = ready {
-                    ready.clear_ready();
-                }
-                self.wake_up();
-                false
-            }
-        }
-    }
-
-    fn wake_up(&mut self) {
-        self.asleep = false;
-        self.doorbell.get_ref().awake();
-    }
-
-    fn count_doorbells(&mut self, context: &Context) {
-        let doorbell = self.doorbell.get_ref();
-        let (sent, rung) = (doorbell.sent(), doorbell.rung());
-        let submitters = context.metrics.submitters();
-        let (new_sent, new_rung) = (sent - self.sent, rung - self.rung);
-        submitters.doorbells_sent.add(new_sent);
-        submitters.doorbells_suppressed.add(new_rung.saturating_sub(new_sent));
-        (self.sent, self.rung) = (sent, rung);
-    }
-}
-
-fn remember(place: &mut Option<Waker>, waker: &Waker) {
-    match place {
-        Some(known) => known.clone_from(waker),
-        None => *place = Some(waker.clone()),
-    }
-}
-
-fn read(context: &Rc<Context>, mail: Mail) {
-    match mail {
-        Mail::Attach(attachment) => attach(context, *attachment),
-        Mail::Memory(layout) => context.show(layout),
-        Mail::Switch(bit, number, switch) => match context.signals.borrow()[bit].as_ref() {
-            Some(signal) if signal.number == number => {
-                signal.switch.put(switch, &context.plan.aside);
-                signal.ring();
-            }
-            // Detached; another may have its bit.
-            _ => context.plan.aside.put(switch.pinning),
-        },
-    }
-}
-
-/// Starts the task of a subchannel.
-fn attach(context: &Rc<Context>, attachment: Attachment) {
-    let Attachment { shared, intake, device, policy, pinning, share } = attachment;
-    let signal = Rc::new(Signal {
-        number: shared.number(),
-        // What was submitted before this moment rang for nobody: the task looks once by itself.
-        rung: Cell::new(true),
-        waker: RefCell::new(None),
-        switch: SwitchBox::default(),
-    });
-    context.signals.borrow_mut()[shared.bit()] = Some(signal.clone());
-    context.live.set(context.live.get() + 1);
-    let ring = context.ring_of(shared.delivery());
-    let rules = Arc::new(Rules {
-        limits: context.plan.limits,
-        class: device.class(),
-        policy,
-        keys: context.plan.keys.clone(),
-    });
-    let view = RefCell::new(context.view());
-    let pinning = RefCell::new(pinning);
-    let context = context.clone();
-    let memory = context.view().dma.clone();
-    let seat = task::Seat {
-        context,
-        shared,
-        intake: Some(intake),
-        signal,
-        ring,
-        rules,
-        view,
-        pinning,
-        share,
-    };
-    match device {
-        DeviceSpec::Null => start(seat, Null::default()),
-        DeviceSpec::Fba(volume) => {
-            let spans = Spans::new(volume.clone(), memory);
-            let context = &seat.context;
-            let io = FileIo::new(spans, context.plan.workers.clone(), context.file_io.clone())
-                .with_fixed(context.fixed.clone());
-            start(seat, Fba::new(io, volume.blocks(), volume.is_read_only()));
-        }
-    }
-}
-
-fn start<D: Device + 'static>(seat: task::Seat, device: D) {
-    let context = seat.context.clone();
-    // Its histograms are made now, not in the middle of the first request.
-    let _ = context.metrics.class(device.class());
-    let memory = seat.view.borrow().dma.clone();
-    let device = InProcess::new(device, memory).held_to(seat.rules.clone());
-    match context.plan.interrupts {
-        Interrupts::Direct => drop(tokio::task::spawn_local(task::run(seat, device))),
-        Interrupts::EventFd => match Signalled::new(device) {
-            Ok(device) => drop(tokio::task::spawn_local(task::run(seat, device))),
-            Err(error) => {
-                tracing::error!(%error, "no eventfd for a device: its subchannel is not operational");
-                drop(tokio::task::spawn_local(task::run_absent(seat)));
-            }
-        },
-    }
-}

@@ -7,22 +7,25 @@ use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 use std::task::{Poll, ready};
 
-use vfio_ccw_metrics::{Outcome, RECORDING, Stage};
+use vfio_ccw_metrics::{DeviceClass, Outcome};
 use vfio_ccw_pinning::Hold;
 use vfio_ccw_queues::submission::Intake;
 
 use crate::architecture::{
     DeviceStatus, IrbHead, Orb, OrbFlags, Scsw, ScswFlags, SubchannelStatus,
 };
-use crate::backend::{Backend, Errno, IoRegion};
+use crate::backend::{Backend, Errno};
 use crate::channel_subsystem::{DmaSpace, Entry};
 use crate::shadow::Slot;
 use crate::translation::{Program, Rules};
 use crate::turn;
 
+use super::context::{Context, Stamps};
+use super::delivery::Completion;
 use super::mode_switch::{Pinning, Switch};
+use super::outbox::Outbox;
 use super::refusal::{Refusal, outcome};
-use super::shard::{Context, Signal};
+use super::runner::Runner;
 use super::subchannel::{Request, Shared, deliver};
 use super::unfetched::Unfetched;
 use super::view::View;
@@ -36,9 +39,9 @@ pub(super) struct Seat {
     pub(super) shared: Arc<Shared>,
     /// Until the seat is left.
     pub(super) intake: Option<Intake<Request>>,
-    pub(super) signal: Rc<Signal>,
-    /// Index of the completion ring, if results go to one.
-    pub(super) ring: Option<usize>,
+    pub(super) runner: Rc<Runner>,
+    /// Where completions gather, if results go to a ring.
+    pub(super) outbox: Option<Rc<Outbox>>,
     pub(super) rules: Arc<Rules>,
     /// Guest memory as its programs and its device see it.
     pub(super) view: RefCell<Rc<View>>,
@@ -53,16 +56,6 @@ pub(super) struct Flight {
     program: Program,
     hold: Hold,
     slot: Option<Slot>,
-}
-
-/// Raw clock values at the ends of the stages.
-#[derive(Clone, Copy, Debug, Default)]
-struct Stamps {
-    taken: u64,
-    translated: u64,
-    pinned: u64,
-    started: u64,
-    interrupted: u64,
 }
 
 /// Serves requests until the subchannel leaves.
@@ -83,7 +76,7 @@ pub(super) async fn run<B: Backend>(mut seat: Seat, mut backend: B) {
         if seat.shared.is_leaving() {
             break;
         }
-        poll_fn(|cx| seat.signal.poll(cx)).await;
+        seat.wait().await;
     }
 }
 
@@ -94,7 +87,7 @@ fn keep_up(seat: &Seat, see: impl FnOnce(&Arc<DmaSpace>)) {
         *view = seat.context.view();
         see(&view.dma);
     }
-    if let Some(switch) = seat.signal.switch.take() {
+    if let Some(switch) = seat.runner.switch.take() {
         let Switch { pinning, done } = *switch;
         seat.shared.set_mode(pinning.mode);
         if let Err(mpsc::SendError(before)) = done.send(seat.pinning.replace(pinning)) {
@@ -109,13 +102,21 @@ pub(super) async fn run_absent(mut seat: Seat) {
     while !seat.shared.is_leaving() {
         keep_up(&seat, |_| {});
         refuse_rest(&mut seat);
-        poll_fn(|cx| seat.signal.poll(cx)).await;
+        seat.wait().await;
     }
 }
 
 impl Seat {
     fn pop(&mut self) -> Option<Request> {
         self.intake.as_mut()?.pop()
+    }
+
+    /// Waits until rung for.
+    async fn wait(&self) {
+        if let Some(intake) = &self.intake {
+            self.runner.expect(intake.next_entry());
+        }
+        poll_fn(|_| self.runner.poll_rung()).await;
     }
 }
 
@@ -128,7 +129,7 @@ impl Drop for Seat {
         let mode = self.shared.mode();
         let aside = &self.context.plan.aside;
         aside.put(self.pinning.replace(Pinning { mode, whole_guest: None }));
-        if let Some(switch) = self.signal.switch.take() {
+        if let Some(switch) = self.runner.switch.take() {
             aside.put(switch.pinning);
         }
         if let Some(intake) = self.intake.take() {
@@ -140,7 +141,7 @@ impl Drop for Seat {
 
 fn refuse_rest(seat: &mut Seat) {
     while let Some(request) = seat.pop() {
-        let accepted = Accepted::new(seat, request);
+        let accepted = Accepted::new(seat, request, seat.rules.class);
         seat.context.metrics.counters().starts.add(1);
         let refusal = Refusal::Detached;
         accepted.complete(refusal.irb(&request.orb), refusal.outcome());
@@ -150,12 +151,13 @@ fn refuse_rest(seat: &mut Seat) {
 /// One request, from the ring to its completion.
 async fn serve<B: Backend>(seat: &Seat, backend: &mut B, request: Request) {
     let context = &*seat.context;
-    let mut accepted = Accepted::new(seat, request);
-    let mut stamps = Stamps { taken: now(context), ..Stamps::default() };
+    let mut accepted = Accepted::new(seat, request, backend.class());
+    let mut stamps = Stamps::take(context);
     context.metrics.counters().starts.add(1);
     let mut flight = context.flights.borrow_mut().pop().unwrap_or_default();
-    let result = fly(seat, backend, &mut accepted, &mut flight, &mut stamps).await;
-    let refused = |irb| match is_executed_unfetched(context, &request.orb) {
+    let flown = fly(seat, backend, &mut accepted, &mut flight, &mut stamps).await;
+    let result = flown.and_then(|()| Ok(*backend.irb()?));
+    let refused = |irb| match is_executed_unfetched(context, &accepted.request.orb) {
         true => backend.was_refused(),
         false => flight.program.is_refusal(irb),
     };
@@ -165,12 +167,15 @@ async fn serve<B: Backend>(seat: &Seat, backend: &mut B, request: Request) {
     match result {
         Ok(irb) => {
             let outcome = if refused { Outcome::RefusedPolicy } else { outcome(&irb.scsw) };
+            count_moved(context, backend);
+            let submitted = accepted.request.submitted;
             accepted.complete(irb, outcome);
-            record(context, backend, &request, &stamps);
+            stamps.record(context, backend.class(), submitted);
         }
         Err(refusal) => {
             report(context, &refusal, seat.shared.number());
-            accepted.complete(refusal.irb(&request.orb), refusal.outcome());
+            let irb = refusal.irb(&accepted.request.orb);
+            accepted.complete(irb, refusal.outcome());
         }
     }
 }
@@ -187,7 +192,7 @@ async fn fly<B: Backend>(
     accepted: &mut Accepted<'_>,
     flight: &mut Flight,
     stamps: &mut Stamps,
-) -> Result<IrbHead, Refusal> {
+) -> Result<(), Refusal> {
     let mut orb = accepted.request.orb;
     let executes = is_executed_unfetched(seat.context.as_ref(), &orb);
     if !orb.flags().contains(OrbFlags::PREFETCH) {
@@ -198,14 +203,16 @@ async fn fly<B: Backend>(
     }
     let mut entry = Entry::Start;
     loop {
-        let irb = if executes {
-            unfetched_leg(seat, backend, accepted, stamps, orb, entry).await?
+        if executes {
+            unfetched_leg(seat, backend, accepted, stamps, orb, entry).await?;
         } else {
-            leg(seat, backend, accepted, flight, stamps, orb, entry).await?
-        };
-        if !irb.scsw.flags().contains(ScswFlags::SUSPENDED) {
-            return Ok(irb);
+            leg(seat, backend, accepted, flight, stamps, orb, entry).await?;
         }
+        let irb = backend.irb()?;
+        if !irb.scsw.flags().contains(ScswFlags::SUSPENDED) {
+            return Ok(());
+        }
+        let irb = *irb;
         // The device is at rest, and when the program goes on it is fetched anew: nothing is kept.
         land(seat, flight);
         accepted.suspend(irb);
@@ -224,7 +231,7 @@ async fn leg<B: Backend>(
     stamps: &mut Stamps,
     orb: Orb,
     entry: Entry,
-) -> Result<IrbHead, Refusal> {
+) -> Result<(), Refusal> {
     let context = &*seat.context;
     let Flight { program, hold, slot } = flight;
     // Kept to the end: memory that leaves the layout stays until then.
@@ -235,7 +242,7 @@ async fn leg<B: Backend>(
     }
     let shadow =
         emit(context, program, slot).ok_or(Refusal::NoShadow { bytes: program.bytes() })?;
-    stamps.translated = now(context);
+    stamps.translated = stamps.now(context);
 
     let is_covered = (seat.pinning.borrow().whole_guest.as_ref())
         .map(|whole_guest| whole_guest.cover(hold))
@@ -247,18 +254,17 @@ async fn leg<B: Backend>(
     };
     count_hold(context, hold);
     held?;
-    stamps.pinned = now(context);
+    stamps.pinned = stamps.now(context);
 
-    let mut region = region(shadow, entry);
-    backend.start(&mut region)?;
-    stamps.started = now(context);
+    backend.start(&shadow, entry)?;
+    stamps.started = stamps.now(context);
 
     backend.interrupt(&mut |irb| accepted.progress(program.back_map(irb))).await?;
-    stamps.interrupted = now(context);
+    stamps.interrupted = stamps.now(context);
     context.metrics.counters().interrupts.add(1);
 
-    backend.read(&mut region)?;
-    Ok(program.back_map(region.irb.head))
+    program.back_map_in_place(backend.irb()?);
+    Ok(())
 }
 
 /// Holds the program's pages, however long that takes, unless the subchannel must leave.
@@ -273,14 +279,14 @@ async fn hold_pages(seat: &Seat, hold: &mut Hold) -> Result<(), Refusal> {
             if seat.shared.is_leaving() {
                 return Poll::Ready(Err(Refusal::Detached));
             }
-            ready!(seat.signal.poll(cx));
+            ready!(seat.runner.poll_rung());
             rung = true;
         }
     })
     .await;
     if rung {
         // Whatever else it was for is looked at after this program.
-        seat.signal.keep();
+        seat.runner.keep();
     }
     held
 }
@@ -293,25 +299,16 @@ async fn unfetched_leg<B: Backend>(
     stamps: &mut Stamps,
     orb: Orb,
     entry: Entry,
-) -> Result<IrbHead, Refusal> {
+) -> Result<(), Refusal> {
     let context = &*seat.context;
     // The device reaches guest memory through its own view, which it keeps while it runs.
     (stamps.translated, stamps.pinned) = (stamps.taken, stamps.taken);
-    let mut region = region(orb, entry);
-    backend.start(&mut region)?;
-    stamps.started = now(context);
+    backend.start(&orb, entry)?;
+    stamps.started = stamps.now(context);
     backend.interrupt(&mut |irb| accepted.progress(irb)).await?;
-    stamps.interrupted = now(context);
+    stamps.interrupted = stamps.now(context);
     context.metrics.counters().interrupts.add(1);
-    backend.read(&mut region)?;
-    Ok(region.irb.head)
-}
-
-fn region(orb: Orb, entry: Entry) -> IoRegion {
-    match entry {
-        Entry::Start => IoRegion::start(orb),
-        Entry::Resume => IoRegion::resume(orb),
-    }
+    Ok(())
 }
 
 /// The device is done with a program: its pages and its shadow are free.
@@ -334,7 +331,7 @@ async fn resumption<B: Backend>(seat: &Seat, backend: &mut B) -> Result<(), Refu
         if seat.shared.take_resumption() {
             return Ok(());
         }
-        poll_fn(|cx| seat.signal.poll(cx)).await;
+        seat.wait().await;
     }
 }
 
@@ -344,10 +341,6 @@ fn emit(context: &Context, program: &mut Program, slot: &mut Option<Slot>) -> Op
     let taken = slot.insert(arena.take(program.bytes())?);
     let host = arena.slot_host(taken)?;
     program.emit(host, arena.slot_iova(taken))
-}
-
-fn now(context: &Context) -> u64 {
-    if RECORDING { context.clock.raw() } else { 0 }
 }
 
 fn count_hold(context: &Context, hold: &Hold) {
@@ -364,24 +357,11 @@ fn count_hold(context: &Context, hold: &Hold) {
     }
 }
 
-fn record<B: Backend>(context: &Context, backend: &mut B, request: &Request, stamps: &Stamps) {
+fn count_moved<B: Backend>(context: &Context, backend: &mut B) {
     let (read, written) = backend.take_moved();
     let counters = context.metrics.counters();
     counters.read_bytes.add(read);
     counters.written_bytes.add(written);
-    if !RECORDING {
-        return;
-    }
-    let delivered = now(context);
-    let class = context.metrics.class(backend.class());
-    let nanos = |from, to| context.clock.delta_as_nanos(from, to);
-    class.record(Stage::Queue, nanos(request.submitted, stamps.taken));
-    class.record(Stage::Translate, nanos(stamps.taken, stamps.translated));
-    class.record(Stage::Pin, nanos(stamps.translated, stamps.pinned));
-    class.record(Stage::Start, nanos(stamps.pinned, stamps.started));
-    class.record(Stage::Device, nanos(stamps.started, stamps.interrupted));
-    class.record(Stage::Deliver, nanos(stamps.interrupted, delivered));
-    class.record(Stage::Total, nanos(request.submitted, delivered));
 }
 
 /// Logs the first refusal and then ever fewer: a guest that sends what cannot run must not fill the
@@ -403,7 +383,8 @@ const PROGRESS_REPORTS: u32 = 16;
 struct Accepted<'a> {
     context: &'a Context,
     shared: &'a Shared,
-    ring: Option<usize>,
+    outbox: Option<&'a Rc<Outbox>>,
+    class: DeviceClass,
     request: Request,
     /// Times that word of progress was delivered.
     reports: u32,
@@ -411,11 +392,12 @@ struct Accepted<'a> {
 }
 
 impl<'a> Accepted<'a> {
-    fn new(seat: &'a Seat, request: Request) -> Self {
+    fn new(seat: &'a Seat, request: Request, class: DeviceClass) -> Self {
         Accepted {
             context: &seat.context,
             shared: &seat.shared,
-            ring: seat.ring,
+            outbox: seat.outbox.as_ref(),
+            class,
             request,
             reports: 0,
             completed: false,
@@ -425,9 +407,9 @@ impl<'a> Accepted<'a> {
     /// A CCW with the PCI flag took control.
     fn progress(&mut self, irb: IrbHead) {
         self.reports += 1;
-        if self.ring.is_none() || self.reports <= PROGRESS_REPORTS {
+        if self.outbox.is_none() || self.reports <= PROGRESS_REPORTS {
             self.context.metrics.counters().intermediate.add(1);
-            self.send(irb);
+            self.send(irb, None);
         }
     }
 
@@ -437,7 +419,7 @@ impl<'a> Accepted<'a> {
         // Before the guest hears of it: it may resume at once.
         self.shared.suspend();
         if irb.scsw.flags().contains(ScswFlags::STATUS_PENDING) {
-            self.send(irb);
+            self.send(irb, None);
         } else {
             self.shared.update_intermediate(irb);
         }
@@ -445,7 +427,7 @@ impl<'a> Accepted<'a> {
 
     fn complete(mut self, mut irb: IrbHead, outcome: Outcome) {
         self.completed = true;
-        if self.ring.is_some() && self.reports > PROGRESS_REPORTS {
+        if self.outbox.is_some() && self.reports > PROGRESS_REPORTS {
             let pci = SubchannelStatus::PROGRAM_CONTROLLED;
             let earlier = Scsw::default().with_status(DeviceStatus::empty(), pci, 0);
             irb.scsw = irb.scsw.merged_with(earlier);
@@ -455,13 +437,22 @@ impl<'a> Accepted<'a> {
 
     fn deliver(&self, irb: IrbHead, outcome: Outcome) {
         self.context.metrics.complete(outcome);
-        self.send(irb);
+        self.send(irb, Some((self.request.submitted, self.class)));
     }
 
-    fn send(&self, irb: IrbHead) {
-        deliver(self.shared, self.request.user_data, irb);
-        if let Some(ring) = self.ring {
-            self.context.delivered_to(ring);
+    /// `of`: when the request was submitted, where this is the end of it.
+    #[inline]
+    fn send(&self, irb: IrbHead, of: Option<(u64, DeviceClass)>) {
+        let user_data = self.request.user_data;
+        match self.outbox {
+            Some(outbox) => {
+                let completion = Completion { user_data, subchannel: self.shared.number(), irb };
+                self.context.send(outbox, completion, of);
+            }
+            None => {
+                deliver(self.shared, user_data, irb);
+                self.context.record_total(of);
+            }
         }
     }
 }

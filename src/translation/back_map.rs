@@ -14,29 +14,37 @@ impl Program {
     /// * Format, prefetch control and the other controls are those of the guest's ORB.
     ///
     /// Residual counts need nothing: they count the same bytes.
-    pub fn back_map(&self, irb: IrbHead) -> IrbHead {
-        let mut scsw = irb.scsw.with_controls_of(&self.orb);
-        let Some(used) = self.used(scsw.cpa()) else {
-            return IrbHead { scsw, ..irb };
-        };
-        scsw = scsw.with_cpa(self.guest_address(used));
-        let used = used.saturating_sub(1);
-        if scsw.subchannel_status().contains(SubchannelStatus::PROGRAM_CHECK)
-            && let Some(stop) = self.stops.iter().find(|stop| stop.index == used)
-        {
-            match stop.cause {
-                Cause::Program => scsw = with_count(scsw, stop.count),
-                Cause::Protection => scsw = protection_check(with_count(scsw, stop.count)),
-                // With device status, the CCW was data-chained to, where its command means nothing,
-                // and its data failed.
-                Cause::Refused(verdict) if scsw.device_status().is_empty() => {
-                    let irb = IrbHead { scsw: unit_check(scsw), ..irb };
-                    return irb.with_sense(&verdict.sense());
-                }
-                Cause::Refused(_) => {}
-            }
+    pub fn back_map(&self, mut irb: IrbHead) -> IrbHead {
+        self.back_map_in_place(&mut irb);
+        irb
+    }
+
+    /// The same where the status stands: copying it costs as much as mapping it.
+    #[inline]
+    pub(crate) fn back_map_in_place(&self, irb: &mut IrbHead) {
+        irb.scsw = irb.scsw.with_controls_of(&self.orb);
+        let Some(used) = self.used(irb.scsw.cpa()) else { return };
+        irb.scsw = irb.scsw.with_cpa(self.guest_address(used));
+        if irb.scsw.subchannel_status().contains(SubchannelStatus::PROGRAM_CHECK) {
+            self.explain_check(irb, used.saturating_sub(1));
         }
-        IrbHead { scsw, ..irb }
+    }
+
+    /// A program check at CCW `used` of the shadow: that of the guest's CCW, if it was made to fail.
+    #[cold]
+    fn explain_check(&self, irb: &mut IrbHead, used: u32) {
+        let Some(stop) = self.stops.iter().find(|stop| stop.index == used) else { return };
+        match stop.cause {
+            Cause::Program => irb.scsw = with_count(irb.scsw, stop.count),
+            Cause::Protection => irb.scsw = protection_check(with_count(irb.scsw, stop.count)),
+            // With device status, the CCW was data-chained to, where its command means nothing, and
+            // its data failed.
+            Cause::Refused(verdict) if irb.scsw.device_status().is_empty() => {
+                irb.scsw = unit_check(irb.scsw);
+                *irb = irb.with_sense(&verdict.sense());
+            }
+            Cause::Refused(_) => {}
+        }
     }
 
     /// Whether this is the status of a program that the policy ended.

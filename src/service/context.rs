@@ -1,0 +1,363 @@
+//! What the tasks of one shard share. One thread: cells instead of locks.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Waker;
+
+use quanta::Clock;
+use vfio_ccw_metrics::{DeviceClass, RECORDING, ShardMetrics, Stage};
+
+use crate::shadow::Arena;
+use crate::volume::Fixed;
+
+use super::attach::attach;
+use super::delivery::{Completion, Delivery};
+use super::outbox::Outbox;
+use super::runner::Runner;
+use super::shard::{Common, Mail, Plan};
+use super::subchannel::Shared;
+use super::task::Flight;
+use super::view::{Layout, View};
+
+/// What the tasks of a shard share.
+pub(super) struct Context {
+    pub(super) plan: Plan,
+    /// Guest memory for programs that start now.
+    view: RefCell<Rc<View>>,
+    /// The ring for registered frames.
+    fixed: Option<Rc<Fixed>>,
+    pub(super) arena: RefCell<Arena>,
+    pub(super) metrics: Arc<ShardMetrics>,
+    pub(super) clock: Clock,
+    pub(super) sampling: Sampling,
+    /// Buffers of programs that have ended, for the next ones.
+    #[expect(
+        clippy::vec_box,
+        reason = "a flight moves to its task and back: a pointer, not 300 bytes"
+    )]
+    pub(super) flights: RefCell<Vec<Box<Flight>>>,
+    /// Programs refused so far; decides which refusals are worth a line in the log.
+    pub(super) refusals: Cell<u64>,
+    common: Arc<Common>,
+    /// The subchannels by their bits.
+    runners: RefCell<Vec<Option<Rc<Runner>>>>,
+    outboxes: RefCell<Vec<Rc<Outbox>>>,
+    /// Those with something in them.
+    full: RefCell<Vec<Rc<Outbox>>>,
+    dispatcher: RefCell<Option<Waker>>,
+    file_io: Rc<Cell<usize>>,
+    live: Cell<usize>,
+}
+
+impl Context {
+    pub(super) fn new(
+        common: Arc<Common>,
+        plan: Plan,
+        view: View,
+        arena: Arena,
+        fixed: Option<Rc<Fixed>>,
+        metrics: Arc<ShardMetrics>,
+    ) -> Self {
+        let bits = common.doorbell.bits();
+        Context {
+            plan,
+            view: RefCell::new(Rc::new(view)),
+            fixed,
+            arena: RefCell::new(arena),
+            metrics,
+            clock: Clock::new(),
+            sampling: Sampling::default(),
+            flights: RefCell::default(),
+            refusals: Cell::new(0),
+            common,
+            runners: RefCell::new(vec![None; bits]),
+            outboxes: RefCell::default(),
+            full: RefCell::default(),
+            dispatcher: RefCell::new(None),
+            file_io: Rc::new(Cell::new(0)),
+            live: Cell::new(0),
+        }
+    }
+
+    /// Guest memory for programs that start now.
+    pub(super) fn view(&self) -> Rc<View> {
+        self.view.borrow().clone()
+    }
+
+    /// Whether programs that start now see another memory than `view`.
+    pub(super) fn has_moved_on_from(&self, view: &Rc<View>) -> bool {
+        !Rc::ptr_eq(view, &self.view.borrow())
+    }
+
+    /// Guest memory has another layout: every task gets to see it before its next program.
+    fn show(&self, layout: Layout) {
+        match layout.view(&self.arena.borrow()) {
+            Ok(view) => *self.view.borrow_mut() = Rc::new(view),
+            // The service has checked it before it sent it.
+            Err(error) => return tracing::error!(%error, "guest memory stays as it was"),
+        }
+        let bits = self.runners.borrow().len();
+        (0..bits).for_each(|bit| self.ring(bit));
+    }
+
+    /// Takes a subchannel in: it is rung for at `bit`.
+    pub(super) fn seat(&self, bit: usize, runner: Rc<Runner>) {
+        self.runners.borrow_mut()[bit] = Some(runner);
+        self.live.set(self.live.get() + 1);
+    }
+
+    /// The task of `shared` is over.
+    pub(super) fn ended(&self, shared: &Shared) {
+        self.runners.borrow_mut()[shared.bit()] = None;
+        self.common.free_bits.lock().push(shared.bit());
+        self.live.set(self.live.get() - 1);
+        self.wake_dispatcher();
+    }
+
+    /// Subchannels on this shard.
+    pub(super) fn live(&self) -> usize {
+        self.live.get()
+    }
+
+    /// Runs the subchannel that was rung for at `bit`.
+    #[inline]
+    pub(super) fn ring(&self, bit: usize) {
+        let runner = self.runners.borrow()[bit].clone();
+        if let Some(runner) = runner {
+            runner.ring();
+        }
+    }
+
+    /// Asks for what the subchannel at `bit` will look at when it is rung for.
+    #[inline]
+    pub(super) fn prefetch(&self, bit: usize) {
+        if let Some(runner) = &self.runners.borrow()[bit] {
+            runner.prefetch();
+        }
+    }
+
+    /// Does what the service has sent.
+    pub(super) fn read_mail(self: &Rc<Self>) {
+        let mails = std::mem::take(&mut *self.common.mailbox.lock());
+        mails.into_iter().for_each(|mail| self.read(mail));
+    }
+
+    fn read(self: &Rc<Self>, mail: Mail) {
+        match mail {
+            Mail::Attach(attachment) => attach(self, *attachment),
+            Mail::Memory(layout) => self.show(layout),
+            Mail::Switch(bit, number, switch) => {
+                let runner = self.runners.borrow()[bit].clone();
+                match runner.filter(|runner| runner.number == number) {
+                    Some(runner) => {
+                        runner.switch.put(switch, &self.plan.aside);
+                        runner.ring();
+                    }
+                    // Detached; another may have its bit.
+                    None => self.plan.aside.put(switch.pinning),
+                }
+            }
+        }
+    }
+
+    /// Whether the service wants the shard to end and has nothing more to say.
+    pub(super) fn is_ending(&self) -> bool {
+        // Acquire: pairs with the Release in `ShardLink::end`.
+        self.common.ending.load(Ordering::Acquire) && self.common.mailbox.lock().is_empty()
+    }
+
+    /// Where completions gather that go where `delivery` says.
+    pub(super) fn outbox_of(&self, delivery: &Delivery) -> Option<Rc<Outbox>> {
+        let Delivery::Ring(sender) = delivery else {
+            return None;
+        };
+        let mut outboxes = self.outboxes.borrow_mut();
+        if let Some(known) = outboxes.iter().find(|outbox| outbox.is_for(sender)) {
+            return Some(known.clone());
+        }
+        let outbox = Rc::new(Outbox::new(sender.clone()));
+        outboxes.push(outbox.clone());
+        Some(outbox)
+    }
+
+    /// Puts a completion on its way; `of`: when its request was submitted, if this is the end of it.
+    #[inline]
+    pub(super) fn send(
+        &self,
+        outbox: &Rc<Outbox>,
+        completion: Completion,
+        of: Option<(u64, DeviceClass)>,
+    ) {
+        if outbox.push(completion, of, &self.clock, &self.metrics) {
+            self.full.borrow_mut().push(outbox.clone());
+            self.wake_dispatcher();
+        }
+    }
+
+    /// Records how long the request took that is over now.
+    pub(super) fn record_total(&self, of: Option<(u64, DeviceClass)>) {
+        if RECORDING && let Some((submitted, class)) = of {
+            let nanos = self.clock.delta_as_nanos(submitted, self.clock.raw());
+            self.metrics.class(class).record(Stage::Total, nanos);
+        }
+    }
+
+    /// Delivers all completions that are on their way.
+    pub(super) fn deliver(&self) {
+        let mut full = self.full.borrow_mut();
+        full.drain(..).for_each(|outbox| outbox.deliver(&self.clock, &self.metrics));
+    }
+
+    /// How file I/O under way is counted.
+    pub(super) fn file_io(&self) -> Rc<Cell<usize>> {
+        self.file_io.clone()
+    }
+
+    /// Whether file I/O is under way.
+    pub(super) fn has_file_io(&self) -> bool {
+        self.file_io.get() > 0
+    }
+
+    pub(super) fn fixed(&self) -> Option<Rc<Fixed>> {
+        self.fixed.clone()
+    }
+
+    /// The dispatcher's waker is `waker`.
+    pub(super) fn remember_dispatcher(&self, waker: &Waker) {
+        let mut place = self.dispatcher.borrow_mut();
+        match place.as_mut() {
+            Some(known) => known.clone_from(waker),
+            None => *place = Some(waker.clone()),
+        }
+    }
+
+    fn wake_dispatcher(&self) {
+        if let Some(dispatcher) = self.dispatcher.borrow().as_ref() {
+            dispatcher.wake_by_ref();
+        }
+    }
+}
+
+/// Which requests are timed stage by stage.
+///
+/// A stamp costs as much as a whole stage of a request on a fast device. So while a shard has little
+/// to do, every request is timed; while it is rung for many subchannels at a time, one in
+/// [`Sampling::BUSY`], and counts for so many.
+#[derive(Debug)]
+pub(super) struct Sampling {
+    /// Requests that a timed one stands for.
+    weight: Cell<u32>,
+    /// Requests until the next one is timed.
+    left: Cell<u32>,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Sampling { weight: Cell::new(1), left: Cell::new(0) }
+    }
+}
+
+impl Sampling {
+    /// Requests for one that is timed on a busy shard.
+    const BUSY: u32 = 16;
+
+    /// Marks in one word of the doorbell from which on a shard is busy.
+    const MANY: u32 = 8;
+
+    /// The doorbell had so many marks.
+    #[inline]
+    pub(super) fn rang(&self, marks: u32) {
+        self.weight.set(if marks >= Self::MANY { Self::BUSY } else { 1 });
+    }
+
+    /// How many requests the next one stands for, if it is timed.
+    #[inline]
+    pub(super) fn next(&self) -> Option<u32> {
+        if !RECORDING {
+            return None;
+        }
+        match self.left.get() {
+            0 => {
+                let weight = self.weight.get();
+                self.left.set(weight - 1);
+                Some(weight)
+            }
+            left => {
+                self.left.set((left - 1).min(self.weight.get() - 1));
+                None
+            }
+        }
+    }
+}
+
+/// Raw clock values at the ends of the stages of one request, if it is timed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Stamps {
+    /// Requests that this one stands for; 0: it is not timed.
+    weight: u32,
+    pub(super) taken: u64,
+    pub(super) translated: u64,
+    pub(super) pinned: u64,
+    pub(super) started: u64,
+    pub(super) interrupted: u64,
+}
+
+impl Stamps {
+    /// Those of a request that is taken now.
+    #[inline]
+    pub(super) fn take(context: &Context) -> Self {
+        let weight = context.sampling.next().unwrap_or(0);
+        let mut stamps = Stamps { weight, ..Stamps::default() };
+        stamps.taken = stamps.now(context);
+        stamps
+    }
+
+    /// The time, if the request is timed.
+    #[inline]
+    pub(super) fn now(&self, context: &Context) -> u64 {
+        if self.weight > 0 { context.clock.raw() } else { 0 }
+    }
+
+    /// Records all stages of a request that was submitted at `submitted` and is over.
+    #[inline]
+    pub(super) fn record(&self, context: &Context, class: DeviceClass, submitted: u64) {
+        if self.weight > 0 {
+            self.record_stages(context, class, submitted);
+        }
+    }
+
+    fn record_stages(&self, context: &Context, class: DeviceClass, submitted: u64) {
+        let delivered = self.now(context);
+        let class = context.metrics.class(class);
+        let stages = [
+            (Stage::Queue, submitted, self.taken),
+            (Stage::Translate, self.taken, self.translated),
+            (Stage::Pin, self.translated, self.pinned),
+            (Stage::Start, self.pinned, self.started),
+            (Stage::Device, self.started, self.interrupted),
+            (Stage::Deliver, self.interrupted, delivered),
+        ];
+        for (stage, from, to) in stages {
+            let nanos = context.clock.delta_as_nanos(from, to);
+            class.record_for(stage, nanos, self.weight.into());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_stand_for_all_requests() {
+        let sampling = Sampling::default();
+        for (marks, requests) in [(1, 10), (8, 160), (64, 1600), (3, 7)] {
+            sampling.rang(marks);
+            let sum: u32 = (0..requests).filter_map(|_| sampling.next()).sum();
+            let expected = if RECORDING { requests } else { 0 };
+            assert_eq!(sum, expected, "{marks} marks");
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! What runs the future of one subchannel: the dispatcher directly, as long as it need not wait for
+//! anything but its doorbell; its tokio task when it must.
+//!
+//! A task that is woken through the runtime costs two or three atomic operations on its state and a
+//! way through two queues, as much as a whole program on a fast device. So the dispatcher, which has
+//! just been told of the doorbell, polls the future itself, with the waker of its task: whatever the
+//! future has to wait for then (a file, a timer, room in the pool) wakes the task, and the runtime
+//! goes on where the dispatcher left off.
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context as TaskContext, Poll, Waker};
+
+use vfio_ccw_queues::submission::NextEntry;
+
+use super::mode_switch::SwitchBox;
+
+/// A subchannel on its shard: its future, and what it is told.
+pub(super) struct Runner {
+    /// Number of the subchannel: its bit may have been another's.
+    pub(super) number: u32,
+    rung: Cell<bool>,
+    /// Of its task, once that has started.
+    waker: RefCell<Option<Waker>>,
+    work: RefCell<Work>,
+    /// Where its next request will lie.
+    next_entry: Cell<Option<NextEntry>>,
+    pub(super) switch: SwitchBox,
+}
+
+/// How far the future of a subchannel is.
+enum Work {
+    Goes(Pin<Box<dyn Future<Output = ()>>>),
+    /// It is over; where it panicked, this is what it said.
+    Over(Option<Box<dyn Any + Send>>),
+}
+
+impl Runner {
+    pub(super) fn new(number: u32) -> Rc<Self> {
+        Rc::new(Runner {
+            number,
+            // What was submitted before this moment rang for nobody: the future looks once by itself.
+            rung: Cell::new(true),
+            waker: RefCell::new(None),
+            work: RefCell::new(Work::Over(None)),
+            next_entry: Cell::new(None),
+            switch: SwitchBox::default(),
+        })
+    }
+
+    /// Starts the task that runs `future`.
+    pub(super) fn spawn(self: &Rc<Self>, future: impl Future<Output = ()> + 'static) {
+        *self.work.borrow_mut() = Work::Goes(Box::pin(future));
+        let runner = Cancelled(self.clone());
+        drop(tokio::task::spawn_local(async move {
+            poll_fn(|cx| runner.0.poll_in_task(cx)).await;
+        }));
+    }
+
+    /// Rings for the subchannel and lets it run until it waits.
+    pub(super) fn ring(&self) {
+        self.rung.set(true);
+        let waker = self.waker.borrow();
+        // Without a waker its task has not started yet, and will look by itself.
+        if let Some(waker) = waker.as_ref()
+            && self.poll(&mut TaskContext::from_waker(waker)).is_ready()
+        {
+            waker.wake_by_ref();
+        }
+    }
+
+    fn poll_in_task(&self, cx: &mut TaskContext<'_>) -> Poll<()> {
+        let mut waker = self.waker.borrow_mut();
+        match waker.as_mut() {
+            Some(known) => known.clone_from(cx.waker()),
+            None => *waker = Some(cx.waker().clone()),
+        }
+        drop(waker);
+        let polled = self.poll(cx);
+        if polled.is_ready()
+            && let Work::Over(panic) = &mut *self.work.borrow_mut()
+            && let Some(panic) = panic.take()
+        {
+            // The runtime's business, as in any task.
+            resume_unwind(panic);
+        }
+        polled
+    }
+
+    /// Polls the future, unless that is what this is called from.
+    fn poll(&self, cx: &mut TaskContext<'_>) -> Poll<()> {
+        let Ok(mut work) = self.work.try_borrow_mut() else { return Poll::Pending };
+        let Work::Goes(future) = &mut *work else { return Poll::Ready(()) };
+        // A panic is that of one subchannel, not of the dispatcher.
+        let panic = match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Ready(())) => None,
+            Err(panic) => Some(panic),
+        };
+        let over = std::mem::replace(&mut *work, Work::Over(panic));
+        drop((work, over));
+        Poll::Ready(())
+    }
+
+    /// Remembers a ring that was waited for but not answered.
+    pub(super) fn keep(&self) {
+        self.rung.set(true);
+    }
+
+    /// Waits until rung since the last time. Whoever rings polls the future.
+    pub(super) fn poll_rung(&self) -> Poll<()> {
+        match self.rung.replace(false) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    }
+
+    /// Says where the next request will lie, before waiting for it.
+    pub(super) fn expect(&self, next_entry: NextEntry) {
+        self.next_entry.set(Some(next_entry));
+    }
+
+    /// Asks for the next request's cache lines: [`Runner::ring`] will need them.
+    #[inline]
+    pub(super) fn prefetch(&self) {
+        if let Some(next_entry) = self.next_entry.get() {
+            next_entry.prefetch();
+        }
+    }
+}
+
+/// Ends the future with its task, also where the runtime drops that.
+struct Cancelled(Rc<Runner>);
+
+impl Drop for Cancelled {
+    fn drop(&mut self) {
+        if let Ok(mut work) = self.0.work.try_borrow_mut() {
+            let over = std::mem::replace(&mut *work, Work::Over(None));
+            drop((work, over));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::Notify;
+    use tokio::task::{LocalSet, yield_now};
+
+    fn on_a_shard(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(LocalSet::new().run_until(test));
+    }
+
+    /// Counts rings, and waits for something else in between.
+    async fn count(runner: Rc<Runner>, seen: Rc<Cell<u32>>, other: Rc<Notify>) {
+        while seen.get() < 4 {
+            poll_fn(|_| runner.poll_rung()).await;
+            seen.set(seen.get() + 1);
+            if seen.get() == 3 {
+                other.notified().await;
+            }
+        }
+    }
+
+    #[test]
+    fn the_future_runs_where_it_is_rung_for_and_in_its_task_where_it_waits() {
+        on_a_shard(async {
+            let (runner, seen) = (Runner::new(7), Rc::new(Cell::new(0)));
+            let other = Rc::new(Notify::new());
+            runner.spawn(count(runner.clone(), seen.clone(), other.clone()));
+            runner.ring();
+            assert_eq!(seen.get(), 0, "its task has not started");
+            yield_now().await;
+            assert_eq!(seen.get(), 1);
+            runner.ring();
+            assert_eq!(seen.get(), 2, "here and now");
+            runner.ring();
+            assert_eq!(seen.get(), 3);
+            runner.ring();
+            assert_eq!(seen.get(), 3, "it waits for something else");
+            other.notify_one();
+            while seen.get() < 4 {
+                yield_now().await;
+            }
+            assert!(matches!(*runner.work.borrow(), Work::Over(None)));
+            runner.ring();
+            yield_now().await;
+            assert_eq!((seen.get(), Rc::strong_count(&seen)), (4, 1), "the future is dropped");
+        });
+    }
+
+    #[test]
+    fn a_panic_stays_in_its_task() {
+        on_a_shard(async {
+            let runner = Runner::new(0);
+            let own = runner.clone();
+            runner.spawn(async move {
+                poll_fn(|_| own.poll_rung()).await;
+                poll_fn(|_| own.poll_rung()).await;
+                panic!("of the subchannel");
+            });
+            yield_now().await;
+            runner.ring();
+            assert!(matches!(*runner.work.borrow(), Work::Over(Some(_))), "not of who rang");
+            yield_now().await;
+            yield_now().await;
+            assert!(matches!(*runner.work.borrow(), Work::Over(None)), "the task has it");
+            runner.ring();
+        });
+    }
+
+    #[test]
+    fn a_future_goes_with_its_runtime() {
+        let (runner, alive) = (Runner::new(0), Rc::new(()));
+        let guard = alive.clone();
+        on_a_shard(async {
+            runner.spawn(async move {
+                std::future::pending::<()>().await;
+                drop(guard);
+            });
+            yield_now().await;
+        });
+        assert_eq!(Rc::strong_count(&alive), 1);
+    }
+}
