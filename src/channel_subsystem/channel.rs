@@ -10,6 +10,7 @@ use crate::shadow::GUEST_IOVA;
 use crate::translation::{Rules, midaw_list};
 
 use super::DmaSpace;
+use super::dma::Near;
 use super::interpreter::{Run, program_controlled};
 
 /// CCWs that one start may execute, TICs and data-chained ones included. A program that loops longer
@@ -21,9 +22,11 @@ pub const CCW_LIMIT: u32 = 1 << 16;
 /// architecture lets a channel check at 256 such CCWs; Hercules counts the same way).
 const BACKWARD_TICS: u32 = 255;
 
-/// Where the channel stands in a program.
+/// What a channel executes, and what it reaches.
 pub(super) struct Channel<'a> {
     pub(super) dma: &'a DmaSpace,
+    /// Where the program itself lies, or most of it.
+    near: Near,
     /// What a program is held to that nobody has translated.
     pub(super) rules: Option<&'a Rules>,
     /// Added to every address of the program.
@@ -33,6 +36,13 @@ pub(super) struct Channel<'a> {
     orb: Orb,
     pub(super) format_1: bool,
     pub(super) idaws: IdawFormat,
+    /// Hears of the CCWs with the PCI flag.
+    intermediate: &'a dyn Fn(IrbHead),
+}
+
+/// How far a channel is in its program.
+#[derive(Debug, Default)]
+pub(super) struct Place {
     /// Address of the next CCW: 8 past the current one.
     pub(super) next: u32,
     /// Pieces of the current CCW's data, where it has MIDAWs.
@@ -41,12 +51,11 @@ pub(super) struct Channel<'a> {
     backward: u32,
     /// CCWs read so far.
     executed: u32,
-    intermediate: &'a mut dyn FnMut(IrbHead),
 }
 
 impl fmt::Debug for Channel<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Channel at {:#x}, {} CCWs read", self.next, self.executed)
+        write!(f, "Channel for {:?}", self.orb)
     }
 }
 
@@ -71,22 +80,20 @@ impl Check {
 }
 
 impl<'a> Channel<'a> {
-    pub(super) fn new(run: &Run<'a>, intermediate: &'a mut dyn FnMut(IrbHead)) -> Self {
+    pub(super) fn new(run: &Run<'a>, intermediate: &'a dyn Fn(IrbHead)) -> Self {
         let flags = run.orb.flags();
         let translated = flags.contains(OrbFlags::PREFETCH);
         let rules = run.rules.filter(|_| !translated);
+        let base = if translated { 0 } else { GUEST_IOVA };
         Channel {
             dma: run.dma,
+            near: run.dma.near(base + u64::from(run.orb.cpa())),
             rules,
-            base: if translated { 0 } else { GUEST_IOVA },
+            base,
             key: rules.filter(|rules| rules.keys.is_some()).map_or(0, |_| run.orb.key()),
             orb: run.orb,
             format_1: flags.contains(OrbFlags::FORMAT_1),
             idaws: run.orb.idaw_format(),
-            next: run.orb.cpa(),
-            pieces: Vec::new(),
-            backward: 0,
-            executed: 0,
             intermediate,
         }
     }
@@ -123,8 +130,13 @@ impl<'a> Channel<'a> {
     }
 
     /// A doubleword of the program (a CCW, an IDAW).
+    #[inline]
     pub(super) fn doubleword(&self, address: u64) -> Result<[u8; 8], SubchannelStatus> {
-        let word = self.iova(address).and_then(|iova| self.dma.load_doubleword(iova));
+        let load = |iova| match self.near.load_doubleword(iova) {
+            None => self.dma.load_doubleword(iova),
+            found => found,
+        };
+        let word = self.iova(address).and_then(load);
         let word = word.ok_or(SubchannelStatus::PROGRAM_CHECK)?;
         if self.is_protected(address, false) {
             return Err(SubchannelStatus::PROTECTION_CHECK);
@@ -143,28 +155,29 @@ impl<'a> Channel<'a> {
     }
 
     /// Reads the CCW at `next` and moves past it.
-    fn fetch(&mut self) -> Result<Ccw, SubchannelStatus> {
-        let at = u64::from(self.next);
-        self.next = self.next.wrapping_add(8);
-        self.executed += 1;
-        if !at.is_multiple_of(8) || at >= self.address_limit() || self.executed > CCW_LIMIT {
+    #[inline]
+    fn fetch(&self, place: &mut Place) -> Result<Ccw, SubchannelStatus> {
+        let at = u64::from(place.next);
+        place.next = place.next.wrapping_add(8);
+        place.executed += 1;
+        if !at.is_multiple_of(8) || at >= self.address_limit() || place.executed > CCW_LIMIT {
             return Err(SubchannelStatus::PROGRAM_CHECK);
         }
         Ok(Ccw::decode(self.doubleword(at)?, self.format_1))
     }
 
     /// Follows TICs to the next command. `first`: no TIC may come before the first command.
-    pub(super) fn fetch_command(&mut self, first: bool) -> Found {
-        let ccw = match self.fetch_past_tic(first) {
+    pub(super) fn fetch_command(&self, place: &mut Place, first: bool) -> Found {
+        let ccw = match self.fetch_past_tic(place, first) {
             Ok(ccw) => ccw,
             Err(check) => return Found::Check(check),
         };
         let suspends = ccw.flags.contains(CcwFlags::SUSPEND);
-        let sound = ccw.class().is_command() && self.is_sound(&ccw, None);
+        let sound = ccw.class().is_command() && self.is_sound(place, &ccw, None);
         if sound && suspends {
             return Found::Suspended(ccw);
         }
-        self.take_control(&ccw);
+        self.take_control(place, &ccw);
         if !sound {
             return Found::Check(Check::program(ccw.count));
         }
@@ -172,63 +185,62 @@ impl<'a> Channel<'a> {
     }
 
     /// The next CCW of a data chain that began with `command`; its own command code means nothing.
-    pub(super) fn fetch_data_chained(&mut self, command: u8) -> Result<Ccw, Check> {
-        let ccw = self.fetch_past_tic(false)?;
-        self.take_control(&ccw);
-        if !self.is_sound(&ccw, Some(command)) {
+    pub(super) fn fetch_data_chained(
+        &self,
+        place: &mut Place,
+        command: u8,
+    ) -> Result<Ccw, Check> {
+        let ccw = self.fetch_past_tic(place, false)?;
+        self.take_control(place, &ccw);
+        if !self.is_sound(place, &ccw, Some(command)) {
             return Err(Check::program(ccw.count));
         }
         Ok(ccw)
     }
 
     /// The next CCW, or the one that a TIC there leads to.
-    fn fetch_past_tic(&mut self, first: bool) -> Result<Ccw, Check> {
-        let ccw = self.fetch().map_err(|status| Check { status, count: 0 })?;
+    #[inline]
+    fn fetch_past_tic(&self, place: &mut Place, first: bool) -> Result<Ccw, Check> {
+        let ccw = self.fetch(place).map_err(|status| Check { status, count: 0 })?;
         if !ccw.is_tic(self.format_1) {
-            self.count_data(&ccw);
+            place.count_data(&ccw);
             return Ok(ccw);
         }
         if first {
             return Err(Check::program(ccw.count));
         }
-        let next = self.transfer(&ccw)?;
+        let next = self.transfer(place, &ccw)?;
         if next.is_tic(self.format_1) {
             // A TIC may not lead to a TIC.
             return Err(Check::program(next.count));
         }
-        self.count_data(&next);
+        place.count_data(&next);
         Ok(next)
     }
 
     /// Goes where a TIC leads and reads what stands there. A check because nothing can be there is
     /// shown at the TIC.
-    fn transfer(&mut self, tic: &Ccw) -> Result<Ccw, Check> {
-        let behind = self.next;
+    fn transfer(&self, place: &mut Place, tic: &Ccw) -> Result<Ccw, Check> {
+        let behind = place.next;
         let odd = self.format_1 && (!tic.flags.is_empty() || tic.count != 0);
         if odd || !tic.address.is_multiple_of(8) {
             return Err(Check::program(tic.count));
         }
-        self.backward = if tic.address < behind { self.backward + 1 } else { 0 };
-        if self.backward > BACKWARD_TICS {
+        place.backward = if tic.address < behind { place.backward + 1 } else { 0 };
+        if place.backward > BACKWARD_TICS {
             return Err(Check::program(tic.count));
         }
-        self.next = tic.address;
-        self.fetch().map_err(|status| {
-            self.next = behind;
+        place.next = tic.address;
+        self.fetch(place).map_err(|status| {
+            place.next = behind;
             Check { status, count: tic.count }
         })
     }
 
-    fn count_data(&mut self, ccw: &Ccw) {
-        let class = ccw.class();
-        if matches!(class, CommandClass::Read | CommandClass::Write | CommandClass::ReadBackward) {
-            self.backward = 0;
-        }
-    }
-
     /// Checks that hold for every CCW that is not a TIC; `chained`: the command of the data chain
     /// that it is part of.
-    fn is_sound(&mut self, ccw: &Ccw, chained: Option<u8>) -> bool {
+    #[inline]
+    fn is_sound(&self, place: &mut Place, ccw: &Ccw, chained: Option<u8>) -> bool {
         let flags = ccw.flags;
         let chains_data = flags.contains(CcwFlags::CHAIN_DATA);
         if ccw.count == 0 && (!self.format_1 || chains_data || chained.is_some()) {
@@ -243,18 +255,18 @@ impl<'a> Channel<'a> {
         if flags.contains(CcwFlags::MODIFIED_INDIRECT) {
             let unsuited = flags.intersects(CcwFlags::INDIRECT | CcwFlags::SKIP)
                 || CommandClass::of(chained.unwrap_or(ccw.command)) == CommandClass::ReadBackward;
-            return !unsuited && self.load_pieces(ccw);
+            return !unsuited && self.load_pieces(place, ccw);
         }
         true
     }
 
     /// Reads the MIDAWs of a CCW. `false`: they cannot be used, by the same rules as in translation.
-    pub(super) fn load_pieces(&mut self, ccw: &Ccw) -> bool {
+    pub(super) fn load_pieces(&self, place: &mut Place, ccw: &Ccw) -> bool {
         let list = u64::from(ccw.address);
         if !self.orb.flags().contains(OrbFlags::MIDAW) || list >= self.address_limit() {
             return false;
         }
-        let mut pieces = std::mem::take(&mut self.pieces);
+        let pieces = &mut place.pieces;
         pieces.clear();
         let load = |at| {
             let high = self.doubleword(at).ok()?;
@@ -264,15 +276,29 @@ impl<'a> Channel<'a> {
         let found = midaw_list::pieces(list, ccw.count, block, load, |start, end| {
             pieces.push((start, end));
         });
-        self.pieces = pieces;
         found.is_some()
     }
 
     /// A CCW with the PCI flag tells the guest that the program has come so far; before anything is
     /// validated, as in Hercules.
-    fn take_control(&mut self, ccw: &Ccw) {
+    fn take_control(&self, place: &Place, ccw: &Ccw) {
         if ccw.flags.contains(CcwFlags::PROGRAM_CONTROLLED) {
-            (self.intermediate)(program_controlled(&self.orb, self.next));
+            (self.intermediate)(program_controlled(&self.orb, place.next));
+        }
+    }
+}
+
+impl Place {
+    /// At the start of a program.
+    pub(super) fn at(next: u32) -> Self {
+        Place { next, ..Place::default() }
+    }
+
+    #[inline]
+    fn count_data(&mut self, ccw: &Ccw) {
+        let class = ccw.class();
+        if matches!(class, CommandClass::Read | CommandClass::Write | CommandClass::ReadBackward) {
+            self.backward = 0;
         }
     }
 }

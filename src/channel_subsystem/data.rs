@@ -5,7 +5,7 @@ use vfio_ccw_pinning::HostRange;
 
 use crate::architecture::{Ccw, CcwFlags, CommandClass, Idaw1, IdawFormat, SubchannelStatus};
 
-use super::channel::Channel;
+use super::channel::{Channel, Place};
 use super::dma::DmaSpace;
 
 /// A piece of a data area.
@@ -52,7 +52,8 @@ struct Block {
 /// A command's data area, used up from front to back.
 #[derive(Debug)]
 pub struct Data<'a> {
-    channel: Channel<'a>,
+    channel: &'a Channel<'a>,
+    place: &'a mut Place,
     ccw: Ccw,
     /// Bytes left of the current CCW's count.
     left: u32,
@@ -83,9 +84,10 @@ pub(super) struct Used {
 }
 
 impl<'a> Data<'a> {
-    pub(super) fn new(channel: Channel<'a>, ccw: Ccw) -> Self {
+    pub(super) fn new(channel: &'a Channel<'a>, place: &'a mut Place, ccw: Ccw) -> Self {
         Data {
             channel,
+            place,
             ccw,
             left: u32::from(ccw.count),
             next_block: 0,
@@ -98,15 +100,14 @@ impl<'a> Data<'a> {
         }
     }
 
-    /// The command is over: the channel, where it now stands, and what the command used.
-    pub(super) fn finish(self) -> (Channel<'a>, Used) {
-        let used = Used {
+    /// The command is over: what it used.
+    pub(super) fn finish(self) -> Used {
+        Used {
             ccw: self.ccw,
             residual: self.left as u16,
             check: self.check,
             wanted_more: self.wanted_more,
-        };
-        (self.channel, used)
+        }
     }
 
     /// Takes the next piece, at most `most` bytes. `None` at the end of the area or where a program
@@ -214,7 +215,7 @@ impl<'a> Data<'a> {
             left: self.left,
             next_block: self.next_block,
             block: self.block,
-            following: self.channel.next,
+            following: self.place.next,
         }
     }
 
@@ -224,11 +225,11 @@ impl<'a> Data<'a> {
         self.left = mark.left;
         self.next_block = mark.next_block;
         self.block = mark.block;
-        self.channel.next = mark.following;
+        self.place.next = mark.following;
         self.wanted_more = false;
         if mark.ccw.flags.contains(CcwFlags::MODIFIED_INDIRECT) {
             // A list that is no more what it was has no pieces: a program check, if it is used again.
-            self.channel.load_pieces(&mark.ccw);
+            self.channel.load_pieces(self.place, &mark.ccw);
         }
     }
 
@@ -237,7 +238,7 @@ impl<'a> Data<'a> {
         if !self.ccw.flags.contains(CcwFlags::CHAIN_DATA) {
             return false;
         }
-        let ccw = match self.channel.fetch_data_chained(self.command) {
+        let ccw = match self.channel.fetch_data_chained(self.place, self.command) {
             Ok(ccw) => ccw,
             Err(check) => {
                 self.check = check.status;
@@ -317,7 +318,7 @@ impl<'a> Data<'a> {
     }
 
     fn modified_indirect_block(&self) -> Result<Block, SubchannelStatus> {
-        let piece = self.channel.pieces.get(self.next_block as usize);
+        let piece = self.place.pieces.get(self.next_block as usize);
         let (start, end) = *piece.ok_or(SubchannelStatus::PROGRAM_CHECK)?;
         Ok(Block { address: start, left: (end - start) as u32 })
     }

@@ -144,12 +144,37 @@ impl DmaSpace {
         window.host.load_word(offset)
     }
 
+    /// The window that holds `iova`, or none.
+    #[inline]
+    pub(super) fn near(&self, iova: u64) -> Near {
+        match self.find(iova) {
+            Some((window, _)) => Near { iova: window.iova, host: Some(window.host) },
+            None => Near { iova: 0, host: None },
+        }
+    }
+
     #[inline]
     fn find(&self, iova: u64) -> Option<(&Window, usize)> {
         let after = self.windows.partition_point(|window| window.iova <= iova);
         let window = self.windows.get(after.checked_sub(1)?)?;
         let offset = iova - window.iova;
         (offset < window.host.len() as u64).then_some((window, offset as usize))
+    }
+}
+
+/// The window that the next address is probably in, found without a search.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Near {
+    iova: u64,
+    host: Option<HostRange>,
+}
+
+impl Near {
+    /// [`DmaSpace::load_doubleword`] from this window; `None` also where it is in another.
+    #[inline]
+    pub(super) fn load_doubleword(&self, iova: u64) -> Option<[u8; 8]> {
+        let offset = usize::try_from(iova.wrapping_sub(self.iova)).ok()?;
+        self.host.as_ref()?.load_doubleword(offset)
     }
 }
 

@@ -5,7 +5,7 @@
 //! incorrect length follows the table that Hercules implements (S/370 Principles of Operation,
 //! "Incorrect Length").
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 use zerocopy::big_endian::U32;
 
@@ -15,7 +15,7 @@ use crate::architecture::{
 use crate::translation::{Access, Rules, Verdict};
 use crate::turn;
 
-use super::channel::{Channel, Found};
+use super::channel::{Channel, Found, Place};
 use super::data::{Data, Used};
 use super::{Device, DmaSpace, Ending};
 
@@ -81,7 +81,10 @@ pub(crate) async fn execute_judged<D: Device>(
     irb: &Cell<IrbHead>,
 ) -> bool {
     let orb = &run.orb;
-    let mut channel = Channel::new(run, intermediate);
+    let intermediate = RefCell::new(intermediate);
+    let intermediate = |irb| (intermediate.borrow_mut())(irb);
+    let channel = Channel::new(run, &intermediate);
+    let mut place = Place::at(orb.cpa());
     if run.entry == Entry::Start {
         device.begin();
     }
@@ -89,37 +92,36 @@ pub(crate) async fn execute_judged<D: Device>(
         if command > 0 && command.is_multiple_of(COMMANDS_A_TURN) {
             turn::pass().await;
         }
-        let ccw = match channel.fetch_command(command == 0 && run.entry == Entry::Start) {
+        let ccw = match channel.fetch_command(&mut place, command == 0 && run.entry == Entry::Start) {
             Found::Command(ccw) => ccw,
             Found::Check(check) => {
                 let none = DeviceStatus::empty();
-                irb.set(ended(orb, channel.next, none, check.status, check.count));
+                irb.set(ended(orb, place.next, none, check.status, check.count));
                 return false;
             }
             Found::Suspended(ccw) => {
                 let program_controlled = ccw.flags.contains(CcwFlags::PROGRAM_CONTROLLED);
-                irb.set(suspended(orb, channel.next, program_controlled, ccw.count));
+                irb.set(suspended(orb, place.next, program_controlled, ccw.count));
                 return false;
             }
         };
         if let Some(verdict) = channel.refuses(device.class(), &ccw) {
             let status = Ending::unit_check().status;
-            let refused = ended(orb, channel.next, status, SubchannelStatus::empty(), ccw.count);
+            let refused = ended(orb, place.next, status, SubchannelStatus::empty(), ccw.count);
             irb.set(refused.with_sense(&verdict.sense()));
             return true;
         }
-        let mut data = Data::new(channel, ccw);
+        let mut data = Data::new(&channel, &mut place, ccw);
         let ending = device.command(ccw.command, &mut data).await;
-        let used;
-        (channel, used) = data.finish();
+        let used = data.finish();
         let status = used.check | incorrect_length(orb, &used, ending);
         if status.is_empty() && goes_on(&used, ending) {
             if ending.status.contains(DeviceStatus::STATUS_MODIFIER) {
-                channel.next = channel.next.wrapping_add(8);
+                place.next = place.next.wrapping_add(8);
             }
             continue;
         }
-        irb.set(ended(orb, channel.next, ending.status, status, used.residual));
+        irb.set(ended(orb, place.next, ending.status, status, used.residual));
         if ending.status.contains(DeviceStatus::UNIT_CHECK) {
             irb.set(irb.get().with_sense(device.take_sense().as_bytes()));
         }
@@ -569,15 +571,14 @@ mod tests {
         let program = [Ccw::new(0x02, 0x1000, 8).with(CD), Ccw::new(0, 0x2000, 8)];
         bench.run(Orb::new(0x100), &program);
         let run = Run::new(Orb::new(0x108), &bench.dma);
-        let mut ignore = |_| {};
-        let channel = Channel::new(&run, &mut ignore);
-        let mut data = Data::new(channel, program[0]);
+        let (channel, mut place) = (Channel::new(&run, &|_| {}), Place::at(0x108));
+        let mut data = Data::new(&channel, &mut place, program[0]);
         assert!(matches!(data.next(4), Some(Extent::Memory(_))));
         let mark = data.mark();
         while data.next(4).is_some() {}
         assert!(data.is_at_end());
         data.go_back(mark);
-        let (channel, used) = data.finish();
-        assert_eq!((used.residual, used.ccw, channel.next), (4, program[0], 0x108));
+        let used = data.finish();
+        assert_eq!((used.residual, used.ccw, place.next), (4, program[0], 0x108));
     }
 }

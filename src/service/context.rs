@@ -183,7 +183,7 @@ impl Context {
     }
 
     /// Puts a completion on its way; `of`: when its request was submitted, if this is the end of it.
-    #[inline]
+    #[inline(always)]
     pub(super) fn send(
         &self,
         outbox: &Rc<Outbox>,

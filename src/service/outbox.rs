@@ -34,7 +34,7 @@ impl Outbox {
 
     /// Adds a completion. Whether it is the first one since [`Outbox::deliver`], which the caller sees
     /// to then.
-    #[inline]
+    #[inline(always)]
     pub(super) fn push(
         &self,
         completion: Completion,

@@ -144,7 +144,7 @@ fn refuse_rest(seat: &mut Seat) {
         let accepted = Accepted::new(seat, request, seat.rules.class);
         seat.context.metrics.counters().starts.add(1);
         let refusal = Refusal::Detached;
-        accepted.complete(refusal.irb(&request.orb), refusal.outcome());
+        accepted.complete(&mut refusal.irb(&request.orb), refusal.outcome());
     }
 }
 
@@ -156,26 +156,28 @@ async fn serve<B: Backend>(seat: &Seat, backend: &mut B, request: Request) {
     context.metrics.counters().starts.add(1);
     let mut flight = context.flights.borrow_mut().pop().unwrap_or_default();
     let flown = fly(seat, backend, &mut accepted, &mut flight, &mut stamps).await;
-    let result = flown.and_then(|()| Ok(*backend.irb()?));
-    let refused = |irb| match is_executed_unfetched(context, &accepted.request.orb) {
-        true => backend.was_refused(),
-        false => flight.program.is_refusal(irb),
-    };
-    let refused = !seat.rules.policy.is_empty() && result.as_ref().is_ok_and(refused);
+    let result = flown.and_then(|()| {
+        let irb = &*backend.irb()?;
+        Ok(match seat.rules.policy.is_empty() {
+            true => outcome(&irb.scsw),
+            false => judged_outcome(seat, backend, &flight, &accepted.request)?,
+        })
+    });
     land(seat, &mut flight);
     context.flights.borrow_mut().push(flight);
     match result {
-        Ok(irb) => {
-            let outcome = if refused { Outcome::RefusedPolicy } else { outcome(&irb.scsw) };
+        Ok(outcome) => {
             count_moved(context, backend);
             let submitted = accepted.request.submitted;
-            accepted.complete(irb, outcome);
+            if let Ok(irb) = backend.irb() {
+                accepted.complete(irb, outcome);
+            }
             stamps.record(context, backend.class(), submitted);
         }
         Err(refusal) => {
             report(context, &refusal, seat.shared.number());
-            let irb = refusal.irb(&accepted.request.orb);
-            accepted.complete(irb, refusal.outcome());
+            let mut irb = refusal.irb(&accepted.request.orb);
+            accepted.complete(&mut irb, refusal.outcome());
         }
     }
 }
@@ -357,6 +359,21 @@ fn count_hold(context: &Context, hold: &Hold) {
     }
 }
 
+/// How a program is counted whose commands were judged.
+fn judged_outcome<B: Backend>(
+    seat: &Seat,
+    backend: &mut B,
+    flight: &Flight,
+    request: &Request,
+) -> Result<Outcome, Refusal> {
+    let refused = match is_executed_unfetched(&seat.context, &request.orb) {
+        true => backend.was_refused(),
+        false => flight.program.is_refusal(backend.irb()?),
+    };
+    let irb = &*backend.irb()?;
+    Ok(if refused { Outcome::RefusedPolicy } else { outcome(&irb.scsw) })
+}
+
 fn count_moved<B: Backend>(context: &Context, backend: &mut B) {
     let (read, written) = backend.take_moved();
     let counters = context.metrics.counters();
@@ -409,7 +426,7 @@ impl<'a> Accepted<'a> {
         self.reports += 1;
         if self.outbox.is_none() || self.reports <= PROGRESS_REPORTS {
             self.context.metrics.counters().intermediate.add(1);
-            self.send(irb, None);
+            self.send(&irb, None);
         }
     }
 
@@ -419,13 +436,14 @@ impl<'a> Accepted<'a> {
         // Before the guest hears of it: it may resume at once.
         self.shared.suspend();
         if irb.scsw.flags().contains(ScswFlags::STATUS_PENDING) {
-            self.send(irb, None);
+            self.send(&irb, None);
         } else {
             self.shared.update_intermediate(irb);
         }
     }
 
-    fn complete(mut self, mut irb: IrbHead, outcome: Outcome) {
+    #[inline(always)]
+    fn complete(mut self, irb: &mut IrbHead, outcome: Outcome) {
         self.completed = true;
         if self.outbox.is_some() && self.reports > PROGRESS_REPORTS {
             let pci = SubchannelStatus::PROGRAM_CONTROLLED;
@@ -435,22 +453,23 @@ impl<'a> Accepted<'a> {
         self.deliver(irb, outcome);
     }
 
-    fn deliver(&self, irb: IrbHead, outcome: Outcome) {
+    #[inline(always)]
+    fn deliver(&self, irb: &IrbHead, outcome: Outcome) {
         self.context.metrics.complete(outcome);
         self.send(irb, Some((self.request.submitted, self.class)));
     }
 
     /// `of`: when the request was submitted, where this is the end of it.
-    #[inline]
-    fn send(&self, irb: IrbHead, of: Option<(u64, DeviceClass)>) {
+    #[inline(always)]
+    fn send(&self, irb: &IrbHead, of: Option<(u64, DeviceClass)>) {
         let user_data = self.request.user_data;
         match self.outbox {
             Some(outbox) => {
-                let completion = Completion { user_data, subchannel: self.shared.number(), irb };
+                let completion = Completion { user_data, subchannel: self.shared.number(), irb: *irb };
                 self.context.send(outbox, completion, of);
             }
             None => {
-                deliver(self.shared, user_data, irb);
+                deliver(self.shared, user_data, *irb);
                 self.context.record_total(of);
             }
         }
@@ -469,7 +488,7 @@ impl Drop for Accepted<'_> {
             "a request was dropped without completion"
         );
         let refusal = Refusal::Device(Errno(libc::EIO));
-        self.deliver(refusal.irb(&self.request.orb), refusal.outcome());
+        self.deliver(&refusal.irb(&self.request.orb), refusal.outcome());
         debug_assert!(std::thread::panicking(), "a request was dropped without completion");
     }
 }
