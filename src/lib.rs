@@ -51,6 +51,7 @@ pub mod channel_subsystem;
 pub mod engine;
 pub mod service;
 mod shadow;
+mod subchannel;
 pub mod translation;
 mod turn;
 pub mod volume;
@@ -58,8 +59,8 @@ mod watch;
 
 pub use service::{
     AttachError, Cc, Completion, Completions, Delivery, DeviceOptions, DeviceSpec, Driver,
-    DriverChoice, Interrupts, MemoryError, ModeError, PinnerChoice, Service, ServiceBuilder,
-    ServiceError, Subchannel, SubmitError, Trigger, Unfetched,
+    DriverChoice, Interrupts, MemoryError, ModeError, OperandError, PinnerChoice, Service,
+    ServiceBuilder, ServiceError, Silent, Start, Subchannel, SubmitError, Trigger, Unfetched,
 };
 pub use shadow::{GUEST_IOVA, SHADOW_IOVA};
 pub use translation::{Limits, Policy};

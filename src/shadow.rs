@@ -60,6 +60,14 @@ pub(crate) struct Slot {
     class: u8,
 }
 
+impl Slot {
+    /// Whether it is one of those that there are not many of: it goes back to its arena at once.
+    #[inline]
+    pub(crate) fn is_large(&self) -> bool {
+        self.class > 0
+    }
+}
+
 impl Arena {
     /// The arena of shard `index` of `shards`.
     ///
@@ -116,6 +124,24 @@ impl Arena {
         Some(Slot { offset, class: class as u8 })
     }
 
+    /// The slot in `place` if it has room for `bytes` bytes, or another one in its place; `None` as in
+    /// [`Arena::take`].
+    #[inline]
+    pub(crate) fn slot_for<'a>(
+        &mut self,
+        bytes: usize,
+        place: &'a mut Option<Slot>,
+    ) -> Option<&'a Slot> {
+        let fits = |slot: &Slot| bytes as u64 <= SIZES[usize::from(slot.class)];
+        if !place.as_ref().is_some_and(fits) {
+            if let Some(small) = place.take() {
+                self.give_back(small);
+            }
+            *place = Some(self.take(bytes)?);
+        }
+        place.as_ref()
+    }
+
     /// Gives a slot back: no device reads it any more.
     pub(crate) fn give_back(&mut self, slot: Slot) {
         self.free[usize::from(slot.class)].push(slot.offset);
@@ -163,6 +189,19 @@ mod tests {
         arena.give_back(slot);
         assert_eq!(arena.take(200).map(|slot| arena.slot_iova(&slot)), Some(first));
         assert!(arena.take((1 << 20) + 1).is_none());
+    }
+
+    #[test]
+    fn a_slot_is_kept_while_it_fits() {
+        let mut arena = Arena::new(0, 1).unwrap();
+        let mut place = None;
+        let first = arena.slot_for(100, &mut place).map(|slot| slot.offset);
+        assert_eq!(arena.slot_for(512, &mut place).map(|slot| slot.offset), first);
+        assert!(!place.as_ref().unwrap().is_large());
+        assert_ne!(arena.slot_for(513, &mut place).map(|slot| slot.offset), first);
+        assert!(place.as_ref().unwrap().is_large());
+        assert_eq!(arena.take(1).map(|slot| slot.offset), first, "it went back");
+        assert!(arena.slot_for(2 << 20, &mut place).is_none() && place.is_none());
     }
 
     #[test]

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use io_uring::IoUring;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use vfio_ccw_queues::Doorbell;
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::subchannel::Door;
 
 /// Owners of one descriptor that stays open, and the same one, for as long as they live.
 trait OwnsDescriptor: AsRawFd {}
 impl OwnsDescriptor for EventFd {}
-impl OwnsDescriptor for Arc<Doorbell> {}
+impl OwnsDescriptor for Arc<Door> {}
 impl OwnsDescriptor for IoUring {}
 
 /// Watches an eventfd for signals.
@@ -30,8 +31,8 @@ pub(crate) fn eventfd(fd: EventFd) -> io::Result<AsyncFd<EventFd>> {
 /// # Errors
 ///
 /// As [`eventfd`].
-pub(crate) fn doorbell(doorbell: Arc<Doorbell>) -> io::Result<AsyncFd<Arc<Doorbell>>> {
-    register(doorbell)
+pub(crate) fn door(door: Arc<Door>) -> io::Result<AsyncFd<Arc<Door>>> {
+    register(door)
 }
 
 /// Watches an io_uring for completions.

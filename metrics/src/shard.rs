@@ -82,6 +82,10 @@ counters! {
             "Requests whose ORB forbids prefetching, so that the program may change itself.";
         Suspensions suspensions "vfio_ccw_suspensions_total"
             "Times a channel program suspended itself.";
+        Halts halts "vfio_ccw_halts_total"
+            "Halt functions that were performed.";
+        Clears clears "vfio_ccw_clears_total"
+            "Clear functions that were performed.";
         Intermediate intermediate "vfio_ccw_intermediate_status_total"
             "Program-controlled interruptions that were presented while their program went on.";
         Interrupts interrupts "vfio_ccw_interrupts_total"
@@ -135,6 +139,7 @@ label_set! {
         DeferredCc = "deferred_cc", "The start failed after it was accepted: a deferred condition code.";
         RefusedPolicy = "refused_policy", "A policy rule refused a channel command.";
         RefusedBudget = "refused_budget", "The pages of the request exceed what the budget allows at all.";
+        Stopped = "stopped", "Ended by HALT, CLEAR or CANCEL SUBCHANNEL, or because its future was dropped.";
     }
 }
 

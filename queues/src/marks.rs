@@ -83,46 +83,50 @@ impl Marks {
     /// Takes one mark: the lowest index at or above `from`, else the lowest of all. Any number of
     /// threads may do so at once; each mark goes to one of them.
     pub fn take_first(&self, from: usize) -> Option<usize> {
-        let from = if from < self.bits { from / 64 } else { 0 };
-        let words = self.words.len();
-        self.take_in(from, words).or_else(|| self.take_in(0, from))
+        self.take_from(from).or_else(|| self.take_from(0))
     }
 
-    /// Takes the first mark in words `first..end`.
-    fn take_in(&self, first: usize, end: usize) -> Option<usize> {
-        let mut word = first;
-        while word < end {
+    /// Takes one mark: the lowest index at or above `from`.
+    pub fn take_from(&self, from: usize) -> Option<usize> {
+        let mut word = from / 64;
+        // Marks of the first word that are below `from` do not count.
+        let mut counted = u64::MAX << (from % 64);
+        while word < self.words.len() {
             // Acquire: pairs with the release of the summary's `fetch_or` in `set_word`.
             let ahead = self.summary[word / 64].load(Ordering::Acquire) >> (word % 64);
-            if ahead == 0 {
-                word = (word / 64 + 1) * 64;
+            let skipped = ahead.trailing_zeros() as usize;
+            if skipped > 0 {
+                // Nothing here: on to the next word that has something, or the next summary word.
+                word = if ahead == 0 { (word / 64 + 1) * 64 } else { word + skipped };
+                counted = u64::MAX;
                 continue;
             }
-            word += ahead.trailing_zeros() as usize;
-            if word >= end {
-                return None;
-            }
-            if let Some(bit) = self.take_from(word) {
+            if let Some(bit) = self.take_in_word(word, counted) {
                 return Some(word * 64 + bit);
             }
             word += 1;
+            counted = u64::MAX;
         }
         None
     }
 
-    /// Takes the lowest mark of a word; clears the summary's bit where there is none.
-    fn take_from(&self, word: usize) -> Option<usize> {
+    /// Takes the lowest mark of a word among `counted`; clears the summary's bit where the word has
+    /// none at all.
+    fn take_in_word(&self, word: usize, counted: u64) -> Option<usize> {
         // Acquire: pairs with the release of the mark in `set_word`, as does the one below.
         let mut marks = self.words[word].load(Ordering::Acquire);
         loop {
-            while marks != 0 {
-                let bit = marks & marks.wrapping_neg();
+            while marks & counted != 0 {
+                let bit = 1u64 << (marks & counted).trailing_zeros();
                 // Acquire: as above. Release: pairs with the acquire of the mark, see `Drain`.
                 let before = self.words[word].fetch_and(!bit, Ordering::AcqRel);
                 if before & bit != 0 {
                     return Some(bit.trailing_zeros() as usize);
                 }
                 marks = before & !bit;
+            }
+            if marks != 0 {
+                return None;
             }
             let (summary, bit) = (&self.summary[word / 64], 1 << (word % 64));
             // Relaxed: what follows is a read-modify-write of the word with release.
@@ -247,6 +251,8 @@ mod tests {
         for index in [5, 130, 4096, 69_999] {
             marks.set(index);
         }
+        assert_eq!((marks.take_from(131), marks.take_from(70_001)), (Some(4096), None));
+        marks.set(4096);
         assert_eq!(marks.take_first(128), Some(130));
         assert_eq!(marks.take_first(60_000), Some(69_999));
         assert_eq!(marks.take_first(60_000), Some(5), "around the end");
@@ -299,8 +305,7 @@ mod tests {
                     marks.set(place);
                     model.insert(place);
                 } else {
-                    let from = place / 64 * 64;
-                    let next = model.range(from..).next().or(model.iter().next()).copied();
+                    let next = model.range(place..).next().or(model.iter().next()).copied();
                     prop_assert_eq!(marks.take_first(place), next);
                     next.map(|next| model.remove(&next));
                 }

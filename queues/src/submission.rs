@@ -137,6 +137,11 @@ impl<T> Submitter<T> {
         ClaimedRun { ring: &self.ring, position, left: count }.publish_each(entries)
     }
 
+    /// Whether there was room for `entries` more just now.
+    pub fn has_room(&self, entries: usize) -> bool {
+        self.ring.has_room(entries)
+    }
+
     /// How many entries the ring can hold.
     pub fn capacity(&self) -> usize {
         self.ring.capacity()

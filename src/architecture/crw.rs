@@ -59,6 +59,20 @@ impl Crw {
         ))
     }
 
+    /// The report that this word is.
+    pub(crate) fn from_word(word: u32) -> Self {
+        Crw(U32::new(word))
+    }
+
+    pub(crate) fn word(&self) -> u32 {
+        self.0.get()
+    }
+
+    /// The same report with these flags added.
+    pub(crate) fn with_flags(self, flags: CrwFlags) -> Self {
+        Crw::from_word(self.0.get() | flags.bits())
+    }
+
     /// Flags.
     pub fn flags(&self) -> CrwFlags {
         CrwFlags::from_bits_truncate(self.0.get())

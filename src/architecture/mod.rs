@@ -14,6 +14,8 @@
 //! | [`Irb`] | 96 | interruption-response block: SCSW, ESW, ECW, EMW |
 //! | [`Pmcw`], [`Schib`] | 28, 52 | path-management control word, subchannel-information block |
 //! | [`Crw`] | 4 | channel-report word |
+//! | [`SubchannelId`] | 4 | subchannel-identification word |
+//! | [`IoInterruption`] | 12 | I/O-interruption code |
 //!
 //! Sources: z/Architecture layouts as restated by Linux `arch/s390/include/asm/{cio,scsw,idals,crw}.h`,
 //! `drivers/s390/cio/orb.h` and QEMU `include/hw/s390x/ioinst.h`.
@@ -21,18 +23,24 @@
 mod ccw;
 mod crw;
 pub mod decode;
+mod function;
 mod idaw;
+mod interruption;
 mod irb;
 mod midaw;
 mod orb;
 mod schib;
 mod scsw;
+mod subchannel_id;
 
 pub use ccw::{Ccw, Ccw0, Ccw1, CcwFlags, CommandClass, command};
 pub use crw::{Crw, CrwFlags, ReportingSource};
+pub use function::Function;
 pub use idaw::{Idaw1, Idaw2, IdawFormat};
+pub use interruption::IoInterruption;
 pub use irb::{Ecw, Erw, Esw, Irb, IrbHead};
 pub use midaw::{Midaw, MidawFlags};
 pub use orb::{Orb, OrbError, OrbFlags};
-pub use schib::{Pmcw, PmcwFlags, Schib};
+pub use schib::{Pmcw, PmcwFlags, Schib, SchibError};
 pub use scsw::{DeviceStatus, Scsw, ScswFlags, SubchannelStatus};
+pub use subchannel_id::{SubchannelId, SubchannelIdError};

@@ -69,9 +69,53 @@ pub struct Pmcw {
 
 const _: () = assert!(size_of::<Pmcw>() == 28);
 
+/// Why MODIFY SUBCHANNEL ends with an operand exception.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SchibError {
+    /// PMCW flags have one of the bits 5 to 7 set.
+    #[error("PMCW flags are {flags:#06x}: bits {RESERVED_FLAGS:#06x} must be zero")]
+    ReservedFlags {
+        /// The halfword.
+        flags: u16,
+    },
+    /// PMCW characteristics have a reserved bit set.
+    #[error("PMCW characteristics are {chars:#010x}: bits {RESERVED_CHARS:#010x} must be zero")]
+    ReservedChars {
+        /// The word.
+        chars: u32,
+    },
+    /// Extended measurement words are asked for: the facility is not offered.
+    #[error(
+        "PMCW characteristics {chars:#010x} ask for extended measurement words: not offered; clear bit 0x2"
+    )]
+    ExtendedMeasurement {
+        /// The word.
+        chars: u32,
+    },
+    /// A format-1 measurement block does not lie on a 64-byte boundary.
+    #[error("measurement-block address {address:#x} is not a multiple of 64")]
+    MeasurementBlock {
+        /// The address.
+        address: u64,
+    },
+}
+
+/// Bits of the PMCW's flags that must be zero in MODIFY SUBCHANNEL (QEMU `PMCW_FLAGS_MASK_INVALID`).
+const RESERVED_FLAGS: u16 = 0x0700;
+
+/// Bits of its characteristics that must be zero (QEMU `PMCW_CHARS_MASK_INVALID`).
+const RESERVED_CHARS: u32 = 0xff1f_fff8;
+
 impl Pmcw {
     /// Concurrent sense in [`Pmcw::chars`].
     pub const CONCURRENT_SENSE: u32 = 0x0000_0001;
+
+    /// Extended measurement words in [`Pmcw::chars`].
+    pub const EXTENDED_MEASUREMENT: u32 = 0x0000_0002;
+
+    /// Measurement-block format control in [`Pmcw::chars`]: one for format 1.
+    pub const MEASUREMENT_FORMAT: u32 = 0x0000_0004;
 
     /// The word of a device that is reached over one path, 0x80, and presents concurrent sense.
     pub fn single_path(devno: u16) -> Self {
@@ -94,6 +138,17 @@ impl Pmcw {
     /// Interruption subclass, 0 to 7.
     pub fn isc(&self) -> u8 {
         (self.flags.get() >> 11) as u8 & 7
+    }
+
+    /// The halfword of flags and interruption subclass.
+    pub(crate) fn flag_bits(&self) -> u16 {
+        self.flags.get()
+    }
+
+    /// The same word with this halfword of flags and interruption subclass.
+    pub(crate) fn with_flag_bits(mut self, bits: u16) -> Self {
+        self.flags.set(bits);
+        self
     }
 
     /// The same word with these flags and this interruption subclass (0 to 7).
@@ -139,6 +194,38 @@ pub struct Schib {
 
 const _: () = assert!(size_of::<Schib>() == 52);
 
+impl Schib {
+    /// The operand checks of MODIFY SUBCHANNEL, in QEMU's order (`ioinst_schib_valid`).
+    ///
+    /// # Errors
+    ///
+    /// Each error is an operand exception for the guest; the subchannel is not looked at.
+    pub fn check(&self) -> Result<(), SchibError> {
+        let (flags, chars) = (self.pmcw.flag_bits(), self.pmcw.chars.get());
+        if flags & RESERVED_FLAGS != 0 {
+            return Err(SchibError::ReservedFlags { flags });
+        }
+        if chars & RESERVED_CHARS != 0 {
+            return Err(SchibError::ReservedChars { chars });
+        }
+        if chars & Pmcw::EXTENDED_MEASUREMENT != 0 {
+            return Err(SchibError::ExtendedMeasurement { chars });
+        }
+        let address = self.measurement_block.get();
+        if chars & Pmcw::MEASUREMENT_FORMAT != 0 && !address.is_multiple_of(64) {
+            return Err(SchibError::MeasurementBlock { address });
+        }
+        Ok(())
+    }
+}
+
+/// A block to modify a subchannel with: only what is modifiable matters.
+impl From<Pmcw> for Schib {
+    fn from(pmcw: Pmcw) -> Self {
+        Schib { pmcw, ..Schib::default() }
+    }
+}
+
 impl fmt::Debug for Schib {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SCHIB {:?}; {:?}", self.pmcw, self.scsw)
@@ -155,6 +242,24 @@ mod tests {
         assert_eq!(pmcw.as_bytes()[4..6], [0x18, 0x81]);
         assert_eq!(pmcw.isc(), 3);
         assert!(format!("{pmcw:?}").ends_with("ENABLED | DEVICE_VALID"));
+    }
+
+    #[test]
+    fn reserved_bits_are_operand_exceptions() {
+        let flags = |bits| Schib::from(Pmcw::default().with_flag_bits(bits));
+        for bits in [0x0100, 0x0200, 0x0400] {
+            assert_eq!(flags(bits).check(), Err(SchibError::ReservedFlags { flags: bits }));
+        }
+        assert_eq!(flags(0xf8ff).check(), Ok(()));
+        let chars = |bits: u32| Schib::from(Pmcw { chars: bits.into(), ..Pmcw::default() });
+        for bits in [0x8000_0000, 0x0010_0000, 0x8] {
+            assert_eq!(chars(bits).check(), Err(SchibError::ReservedChars { chars: bits }));
+        }
+        assert_eq!(chars(2).check(), Err(SchibError::ExtendedMeasurement { chars: 2 }));
+        let block = |address: u64| Schib { measurement_block: address.into(), ..chars(4) };
+        assert_eq!(block(64).check(), Ok(()));
+        assert_eq!(block(65).check(), Err(SchibError::MeasurementBlock { address: 65 }));
+        assert_eq!(Schib { measurement_block: 65.into(), ..chars(1) }.check(), Ok(()));
     }
 
     #[test]

@@ -61,6 +61,12 @@ bitflags::bitflags! {
         const SECONDARY = 0x0000_0002;
         /// SC: status pending.
         const STATUS_PENDING = 0x0000_0001;
+        /// All of function control.
+        const FUNCTION_CONTROL = 0x0000_7000;
+        /// All of activity control.
+        const ACTIVITY_CONTROL = 0x0000_0fe0;
+        /// All of status control.
+        const STATUS_CONTROL = 0x0000_001f;
     }
 }
 
@@ -230,11 +236,13 @@ impl Scsw {
         self.count.get()
     }
 
-    /// Whether this is the status that a program ends with, or a start that failed; else the program
-    /// goes on (intermediate status), or waits to be resumed.
+    /// Whether this is the status that a function ends with: that of a program, of a start that
+    /// failed, or, status pending alone, of HALT or CLEAR SUBCHANNEL. Else the program goes on
+    /// (intermediate status), or waits to be resumed.
     pub fn is_final(&self) -> bool {
         let ending = ScswFlags::PRIMARY | ScswFlags::SECONDARY | ScswFlags::ALERT;
-        self.flags().intersects(ending)
+        let status = self.flags() & ScswFlags::STATUS_CONTROL;
+        status.intersects(ending) || status == ScswFlags::STATUS_PENDING
     }
 
     /// Whether the program ended as a program should: channel end and device end, no channel

@@ -1,17 +1,22 @@
 //! The software channel subsystem as a vfio-ccw device in this process.
 
-use std::cell::Cell;
+use std::fmt;
+use std::future::{Future, poll_fn};
 use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use vfio_ccw_metrics::DeviceClass;
 use vmm_sys_util::eventfd::EventFd;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::architecture::{IrbHead, Orb, OrbFlags, ScswFlags};
-use crate::channel_subsystem::{Device, DmaSpace, Entry, Run, execute_judged};
+use crate::architecture::{Function, IrbHead, Orb};
+use crate::channel_subsystem::{Device, DmaSpace, End, Entry, Run, execute_judged};
 use crate::translation::Rules;
 
+use super::port::Port;
 use super::{Backend, Errno, IoRegion};
 
 /// A device model behind the I/O region of the kernel driver: same layout, same `ret_code`, one
@@ -19,42 +24,40 @@ use super::{Backend, Errno, IoRegion};
 ///
 /// It does nothing by itself: [`InProcess::run`] executes what was started. The one who waits for
 /// the interrupt calls it, so no thread or task switch lies between start and end.
-#[derive(Debug)]
-pub struct InProcess<D> {
-    device: D,
-    memory: Arc<DmaSpace>,
-    /// What programs are held to that come untranslated (ORB.P = 0).
-    rules: Option<Arc<Rules>>,
-    region: IoRegion,
-    /// A program was started and has not ended.
-    pending: bool,
-    /// The policy ended the last program, which came untranslated.
-    refused: bool,
-    irq: Option<EventFd>,
+pub struct InProcess {
+    class: DeviceClass,
+    port: Rc<Port>,
+    /// The device, executing one program after the other. One future for all of them: making one takes
+    /// longer than a short program.
+    engine: Pin<Box<dyn Future<Output = ()>>>,
 }
 
-impl<D: Device> InProcess<D> {
+impl InProcess {
     /// A device that sees `memory`.
-    pub fn new(device: D, memory: Arc<DmaSpace>) -> Self {
-        let region = IoRegion::default();
-        InProcess { device, memory, rules: None, region, pending: false, refused: false, irq: None }
+    pub fn new(device: impl Device + 'static, memory: Arc<DmaSpace>) -> Self {
+        InProcess::with_rules(device, memory, None)
     }
 
-    /// The same device, with rules for programs that come untranslated, because their ORB has P = 0.
-    pub fn held_to(mut self, rules: Arc<Rules>) -> Self {
-        self.rules = Some(rules);
-        self
+    /// The same, with rules for programs that come untranslated, because their ORB has P = 0.
+    pub(crate) fn with_rules(
+        device: impl Device + 'static,
+        memory: Arc<DmaSpace>,
+        rules: Option<Arc<Rules>>,
+    ) -> Self {
+        let (class, port) = (device.class(), Rc::new(Port::new(memory)));
+        let engine = Box::pin(execute_all(device, port.clone(), rules));
+        InProcess { class, port, engine }
     }
 
     /// Lets it see other memory, from its next program on.
     pub fn set_memory(&mut self, memory: Arc<DmaSpace>) {
-        self.device.see(&memory);
-        self.memory = memory;
+        *self.port.memory.borrow_mut() = memory;
+        self.port.is_memory_new.set(true);
     }
 
     /// Sets the eventfd of the I/O interrupt, or takes it away (SET_IRQS on index 0).
     pub fn set_irq(&mut self, irq: Option<EventFd>) {
-        self.irq = irq;
+        self.port.set_irq(irq);
     }
 
     /// Writes `bytes` at `offset` of the I/O region, which starts a program, as pwrite(2) on the
@@ -68,7 +71,7 @@ impl<D: Device> InProcess<D> {
     /// * what the caller left in `ret_code`, where the SCSW asks for no function: the driver looks
     ///   at nothing else then, and neither does this.
     pub fn write_region(&mut self, offset: u64, bytes: &[u8]) -> Result<usize, Errno> {
-        let mut region = self.region;
+        let mut region = self.port.region();
         let field = usize::try_from(offset)
             .ok()
             .and_then(|offset| {
@@ -76,7 +79,7 @@ impl<D: Device> InProcess<D> {
             })
             .ok_or(Errno::INVALID)?;
         field.copy_from_slice(bytes);
-        self.start_with(&mut region)?;
+        self.port.write(&region)?;
         Ok(bytes.len())
     }
 
@@ -86,9 +89,10 @@ impl<D: Device> InProcess<D> {
     ///
     /// `EINVAL`: the read does not lie in the region.
     pub fn read_region(&self, offset: u64, bytes: &mut [u8]) -> Result<usize, Errno> {
+        let region = self.port.region();
         let field = usize::try_from(offset)
             .ok()
-            .and_then(|offset| self.region.as_bytes().get(offset..offset.checked_add(bytes.len())?))
+            .and_then(|offset| region.as_bytes().get(offset..offset.checked_add(bytes.len())?))
             .ok_or(Errno::INVALID)?;
         bytes.copy_from_slice(field);
         Ok(bytes.len())
@@ -96,7 +100,12 @@ impl<D: Device> InProcess<D> {
 
     /// Whether a program was started and has not ended.
     pub fn is_pending(&self) -> bool {
-        self.pending
+        self.port.is_pending()
+    }
+
+    /// Ends the program that runs, if one does, before its end.
+    pub fn stop(&mut self, function: Function) {
+        self.port.stop.ask(function);
     }
 
     /// Executes the program that was started to its end or suspension, stores its IRB and signals
@@ -107,130 +116,101 @@ impl<D: Device> InProcess<D> {
     ///
     /// The eventfd cannot be written; the IRB is stored all the same.
     pub async fn run(&mut self, intermediate: &mut dyn FnMut(IrbHead)) -> io::Result<()> {
-        if !self.pending {
+        if !self.is_pending() {
             return Ok(());
         }
-        let InProcess { device, memory, rules, region, irq, .. } = self;
-        let resumed = region.scsw.flags().contains(ScswFlags::RESUME_PENDING);
-        let run = Run {
-            orb: region.orb,
-            entry: if resumed { Entry::Resume } else { Entry::Start },
-            dma: memory,
-            rules: rules.as_deref(),
-        };
-        region.irb.emw = [0; 32];
-        let irb = Cell::from_mut(&mut region.irb.head);
-        let signal = || irq.as_ref().map_or(Ok(()), |irq| irq.write(1));
-        let mut signalled = Ok(());
-        let refused = execute_judged(
-            &run,
-            device,
-            &mut |head| {
-                irb.set(head);
-                // After the IRB: who sees the signal must find it.
-                if let Err(error) = signal() {
-                    signalled = Err(error);
-                }
-                intermediate(head);
-            },
-            irb,
-        )
-        .await;
-        (self.pending, self.refused) = (false, refused);
-        // After the IRB, as above.
-        signalled.and(signal())
+        let ended = poll_fn(|cx| self.poll_interrupt(cx, intermediate)).await;
+        ended.map_err(|errno| io::Error::from_raw_os_error(errno.0))
     }
 
-    /// Bytes read from and written to the medium since this was last asked.
-    pub(super) fn moved(&mut self) -> (u64, u64) {
-        self.device.take_moved()
-    }
-
-    /// Whether the policy ended the last program, which came untranslated.
-    pub(super) fn refused(&self) -> bool {
-        self.refused
-    }
-
-    /// Class of the device.
-    pub(super) fn device_class(&self) -> DeviceClass {
-        self.device.class()
-    }
-
-    pub(super) fn last_irb(&self) -> &IrbHead {
-        &self.region.irb.head
-    }
-
-    /// What a write of [`IoRegion::start`] or [`IoRegion::resume`] does, without the detour over the
-    /// bytes of a region.
-    #[inline]
-    pub(super) fn start_orb(&mut self, orb: &Orb, entry: Entry) -> Result<(), Errno> {
-        if self.pending || orb.flags().contains(OrbFlags::TRANSPORT_MODE) {
-            return self.start_with(&mut IoRegion::of(*orb, entry));
-        }
-        self.region.orb = *orb;
-        self.region.scsw = IoRegion::function(entry);
-        self.region.ret_code.set(0);
-        self.pending = true;
-        Ok(())
-    }
-
-    /// The kernel's `vfio_ccw_mdev_write_io_region` and `fsm_io_request`.
-    pub(super) fn start_with(&mut self, region: &mut IoRegion) -> Result<(), Errno> {
-        if self.pending {
-            self.region.ret_code.set(-Errno::BUSY.0);
-            return region.answer(Err(Errno::BUSY));
-        }
-        let functions = region.scsw.flags();
-        let result = if functions.contains(ScswFlags::START_FUNCTION) {
-            match region.orb.flags().contains(OrbFlags::TRANSPORT_MODE) {
-                true => region.answer(Err(Errno::NOT_SUPPORTED)),
-                false => region.answer(Ok(())),
-            }
-        } else if functions.intersects(ScswFlags::HALT_FUNCTION | ScswFlags::CLEAR_FUNCTION) {
-            region.answer(Err(Errno::NOT_SUPPORTED))
-        } else {
-            match region.ret_code.get() {
-                0 => Ok(()),
-                left => Err(Errno(left.wrapping_neg())),
-            }
-        };
-        self.pending = result.is_ok() && functions.contains(ScswFlags::START_FUNCTION);
-        let irb = self.region.irb;
-        self.region = IoRegion { irb, ..*region };
-        result
+    /// The device for a task of its own, and what the starter keeps.
+    pub(super) fn split(self) -> (DeviceClass, Rc<Port>, Pin<Box<dyn Future<Output = ()>>>) {
+        self.port.is_alone.set(true);
+        (self.class, self.port, self.engine)
     }
 }
 
-impl<D: Device> Backend for InProcess<D> {
+/// Executes one program after the other on `device`.
+async fn execute_all<D: Device>(mut device: D, port: Rc<Port>, rules: Option<Arc<Rules>>) {
+    loop {
+        let (orb, entry) = poll_fn(|cx| port.poll_take(cx)).await;
+        let memory = port.memory.borrow().clone();
+        if port.is_memory_new.take() {
+            device.see(&memory);
+        }
+        let run =
+            Run { orb, entry, dma: &memory, rules: rules.as_deref(), stop: Some(&port.stop) };
+        let end = execute_judged(&run, &mut device, &mut |irb| port.tell(irb), &port.irb).await;
+        port.refused.set(end == End::Policy);
+        let (read, written) = device.take_moved();
+        let (more_read, more_written) = port.moved.get();
+        port.moved.set((read + more_read, written + more_written));
+        port.end();
+    }
+}
+
+impl Backend for InProcess {
     fn class(&self) -> DeviceClass {
-        self.device_class()
+        self.class
     }
 
     fn see(&mut self, memory: &Arc<DmaSpace>) {
         self.set_memory(memory.clone());
     }
 
+    #[inline]
     fn start(&mut self, orb: &Orb, entry: Entry) -> Result<(), Errno> {
-        self.start_orb(orb, entry)
+        self.port.start(orb, entry)
     }
 
-    async fn interrupt(&mut self, intermediate: &mut dyn FnMut(IrbHead)) -> Result<(), Errno> {
-        // Without an eventfd, which is never set here, there is nothing that can fail.
-        self.run(intermediate)
-            .await
-            .map_err(|error| Errno(error.raw_os_error().unwrap_or(libc::EIO)))
+    #[inline]
+    fn poll_interrupt(
+        &mut self,
+        cx: &mut Context<'_>,
+        intermediate: &mut dyn FnMut(IrbHead),
+    ) -> Poll<Result<(), Errno>> {
+        let engine = self.engine.as_mut().poll(cx);
+        self.port.take_told(intermediate);
+        match self.port.take_end() {
+            Some(result) => Poll::Ready(result),
+            None => {
+                ready!(engine);
+                // It executes for ever.
+                Poll::Ready(Err(Errno::NO_DEVICE))
+            }
+        }
     }
 
-    fn irb(&mut self) -> Result<&mut IrbHead, Errno> {
-        Ok(&mut self.region.irb.head)
+    fn stop(&mut self, function: Function) {
+        self.port.stop.ask(function);
+    }
+
+    fn release(&mut self) {
+        self.port.stop.release();
+    }
+
+    #[inline]
+    fn read(&mut self, irb: &mut IrbHead) -> Result<(), Errno> {
+        *irb = self.port.irb.get();
+        Ok(())
     }
 
     fn was_refused(&self) -> bool {
-        self.refused()
+        self.port.refused.get()
     }
 
+    #[inline]
     fn take_moved(&mut self) -> (u64, u64) {
-        self.moved()
+        self.port.moved.take()
+    }
+}
+
+impl fmt::Debug for InProcess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InProcess")
+            .field("class", &self.class)
+            .field("port", &self.port)
+            .finish_non_exhaustive()
     }
 }
 

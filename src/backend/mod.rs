@@ -5,16 +5,19 @@
 //! |---|---|
 //! | software channel subsystem in this process, driven by whoever waits for it | `in_process.rs` |
 //! | the same, running on its own and signalling an eventfd | `signalled.rs` |
+//! | what both share with their starter | `port.rs` |
 
 mod in_process;
+mod port;
 pub mod region;
 mod signalled;
 
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use vfio_ccw_metrics::DeviceClass;
 
-use crate::architecture::{IrbHead, Orb};
+use crate::architecture::{Function, IrbHead, Orb};
 use crate::channel_subsystem::{DmaSpace, Entry};
 
 pub use in_process::InProcess;
@@ -51,10 +54,21 @@ pub(crate) trait Backend {
 
     /// Waits for the I/O interrupt that tells of the program's end or suspension. `intermediate` is
     /// given the status of a program that goes on; of several that come at once, perhaps the last.
-    async fn interrupt(&mut self, intermediate: &mut dyn FnMut(IrbHead)) -> Result<(), Errno>;
+    fn poll_interrupt(
+        &mut self,
+        cx: &mut Context<'_>,
+        intermediate: &mut dyn FnMut(IrbHead),
+    ) -> Poll<Result<(), Errno>>;
 
-    /// Reads the I/O region: the last IRB, in a place where it may be changed.
-    fn irb(&mut self) -> Result<&mut IrbHead, Errno>;
+    /// HALT or CLEAR SUBCHANNEL: the program that runs comes to an end, of which the I/O interrupt
+    /// tells.
+    fn stop(&mut self, function: Function);
+
+    /// Whatever the program waits for outside will not come: it ends, or goes on by itself to its end.
+    fn release(&mut self);
+
+    /// Reads the I/O region: the last IRB.
+    fn read(&mut self, irb: &mut IrbHead) -> Result<(), Errno>;
 
     /// Whether the last program was one that nobody had translated, and the policy ended it.
     fn was_refused(&self) -> bool;

@@ -11,8 +11,6 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::architecture::{Crw, Irb, Orb, Schib, Scsw, ScswFlags};
 use crate::channel_subsystem::Entry;
 
-use super::Errno;
-
 /// I/O region (124 bytes): a write starts a program, a read shows the last IRB.
 #[derive(
     Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
@@ -53,12 +51,6 @@ impl IoRegion {
             Entry::Start => ScswFlags::START_FUNCTION,
             Entry::Resume => ScswFlags::START_FUNCTION | ScswFlags::RESUME_PENDING,
         })
-    }
-
-    /// Sets `ret_code` as the driver does, and returns it as the result of the write.
-    pub(super) fn answer(&mut self, result: Result<(), Errno>) -> Result<(), Errno> {
-        self.ret_code.set(result.map_or_else(|errno| -errno.0, |()| 0));
-        result
     }
 }
 
@@ -159,7 +151,7 @@ mod tests {
     #[test]
     fn fields_lie_where_the_kernel_has_them() {
         let mut region = IoRegion::start(Orb::new(0x1000));
-        assert_eq!(region.answer(Err(Errno::BUSY)), Err(Errno::BUSY));
+        region.ret_code.set(-libc::EBUSY);
         let bytes = region.as_bytes();
         assert_eq!(bytes[8..12], [0, 0, 0x10, 0]);
         assert_eq!(bytes[14], 0x40, "start function in the SCSW");

@@ -4,133 +4,107 @@
 //! This is how a device outside the shard will be waited for. In process it costs a task switch and
 //! two system calls an I/O; it is offered for comparison and so that the path is exercised.
 
-use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use tokio::io::unix::AsyncFd;
-use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 use vfio_ccw_metrics::DeviceClass;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::architecture::{IrbHead, Orb};
-use crate::channel_subsystem::{Device, DmaSpace, Entry};
+use crate::architecture::{Function, IrbHead, Orb};
+use crate::channel_subsystem::{DmaSpace, Entry};
 
+use super::port::{Port, errno};
 use super::{Backend, Errno, InProcess};
 
 /// The side of the one who starts programs.
 #[derive(Debug)]
-pub(crate) struct Signalled<D> {
-    link: Rc<Link<D>>,
+pub(crate) struct Signalled {
+    class: DeviceClass,
+    port: Rc<Port>,
     irq: AsyncFd<EventFd>,
-    /// As last read.
-    irb: IrbHead,
+    /// The device's own task.
+    device: AbortHandle,
 }
 
-#[derive(Debug)]
-struct Link<D> {
-    /// Taken out by the device's task while it executes.
-    device: RefCell<Option<InProcess<D>>>,
-    /// Status of the program that runs, not seen yet.
-    intermediate: Cell<Option<IrbHead>>,
-    started: Notify,
-}
-
-impl<D: Device + 'static> Signalled<D> {
+impl Signalled {
     /// Gives the device an eventfd and lets it run as a task of this shard.
     ///
     /// # Errors
     ///
     /// No eventfd, or it cannot be watched.
-    pub(crate) fn new(mut device: InProcess<D>) -> io::Result<Self> {
+    pub(crate) fn new(mut device: InProcess) -> io::Result<Self> {
         let irq = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         device.set_irq(Some(irq.try_clone()?));
-        let link = Rc::new(Link {
-            device: RefCell::new(Some(device)),
-            intermediate: Cell::new(None),
-            started: Notify::new(),
-        });
-        let watched = crate::watch::eventfd(irq)?;
-        tokio::task::spawn_local(run(Rc::downgrade(&link)));
-        Ok(Signalled { link, irq: watched, irb: IrbHead::default() })
+        let irq = crate::watch::eventfd(irq)?;
+        let (class, port, engine) = device.split();
+        let device = tokio::task::spawn_local(engine).abort_handle();
+        Ok(Signalled { class, port, irq, device })
     }
 }
 
-/// The device's own task; it ends when nobody can start programs any more.
-async fn run<D: Device>(link: std::rc::Weak<Link<D>>) {
-    while let Some(live) = link.upgrade() {
-        let device = live.device.borrow_mut().take_if(|device| device.is_pending());
-        let Some(mut device) = device else {
-            // Waits with the link held: `Signalled::drop` wakes it.
-            live.started.notified().await;
-            if Rc::strong_count(&live) == 1 {
-                return;
-            }
-            continue;
-        };
-        let result = device.run(&mut |irb| live.intermediate.set(Some(irb))).await;
-        *live.device.borrow_mut() = Some(device);
-        if let Err(error) = result {
-            tracing::error!(%error, "the I/O interrupt could not be signalled");
-        }
-    }
-}
-
-impl<D> Drop for Signalled<D> {
+impl Drop for Signalled {
     fn drop(&mut self) {
-        self.link.started.notify_one();
+        self.device.abort();
     }
 }
 
-impl<D: Device> Backend for Signalled<D> {
+impl Backend for Signalled {
     fn class(&self) -> DeviceClass {
-        self.link.device.borrow().as_ref().map_or(DeviceClass::Other, InProcess::device_class)
+        self.class
     }
 
     fn see(&mut self, memory: &Arc<DmaSpace>) {
-        // It is here: no program is running.
-        if let Some(device) = self.link.device.borrow_mut().as_mut() {
-            device.set_memory(memory.clone());
-        }
+        *self.port.memory.borrow_mut() = memory.clone();
+        self.port.is_memory_new.set(true);
     }
 
     fn start(&mut self, orb: &Orb, entry: Entry) -> Result<(), Errno> {
-        match self.link.device.borrow_mut().as_mut() {
-            Some(device) => device.start_orb(orb, entry)?,
-            None => return Err(Errno::BUSY),
+        self.port.start(orb, entry)
+    }
+
+    fn poll_interrupt(
+        &mut self,
+        cx: &mut Context<'_>,
+        intermediate: &mut dyn FnMut(IrbHead),
+    ) -> Poll<Result<(), Errno>> {
+        loop {
+            // A new signal is a new edge: the counter need not be read.
+            let signalled = ready!(self.irq.poll_read_ready(cx));
+            signalled.map_err(|error| errno(&error))?.clear_ready();
+            // Of status that was stored meanwhile the last is still there to be read, as with the
+            // kernel's driver.
+            let mut last = None;
+            self.port.take_told(&mut |irb| last = Some(irb));
+            last.map(&mut *intermediate);
+            // Signals may have run together, or one be left over: what counts is where the device is.
+            if let Some(ended) = self.port.take_end() {
+                return Poll::Ready(ended);
+            }
         }
-        self.link.started.notify_one();
+    }
+
+    fn stop(&mut self, function: Function) {
+        self.port.stop.ask(function);
+    }
+
+    fn release(&mut self) {
+        self.port.stop.release();
+    }
+
+    fn read(&mut self, irb: &mut IrbHead) -> Result<(), Errno> {
+        *irb = self.port.irb.get();
         Ok(())
     }
 
-    async fn interrupt(&mut self, intermediate: &mut dyn FnMut(IrbHead)) -> Result<(), Errno> {
-        let errno = |error: io::Error| Errno(error.raw_os_error().unwrap_or(libc::EIO));
-        loop {
-            // A new signal is a new edge: the counter need not be read.
-            self.irq.readable().await.map_err(errno)?.clear_ready();
-            if let Some(irb) = self.link.intermediate.take() {
-                intermediate(irb);
-            }
-            // Signals may have run together, or one be left over: what counts is where the device is.
-            if self.link.device.borrow().as_ref().is_some_and(|device| !device.is_pending()) {
-                return Ok(());
-            }
-        }
-    }
-
-    fn irb(&mut self) -> Result<&mut IrbHead, Errno> {
-        let device = self.link.device.borrow();
-        self.irb = *device.as_ref().ok_or(Errno::BUSY)?.last_irb();
-        drop(device);
-        Ok(&mut self.irb)
-    }
-
     fn was_refused(&self) -> bool {
-        self.link.device.borrow().as_ref().is_some_and(InProcess::refused)
+        self.port.refused.get()
     }
 
     fn take_moved(&mut self) -> (u64, u64) {
-        self.link.device.borrow_mut().as_mut().map_or((0, 0), InProcess::moved)
+        self.port.moved.take()
     }
 }

@@ -9,9 +9,9 @@ use crate::architecture::{
 use crate::shadow::GUEST_IOVA;
 use crate::translation::{Rules, midaw_list};
 
-use super::DmaSpace;
 use super::dma::Near;
 use super::interpreter::{Run, program_controlled};
+use super::{DmaSpace, Stop};
 
 /// CCWs that one start may execute, TICs and data-chained ones included. A program that loops longer
 /// ends in a program check: there is no operator here to notice it, and whoever waits for its end
@@ -36,6 +36,8 @@ pub(super) struct Channel<'a> {
     orb: Orb,
     pub(super) format_1: bool,
     pub(super) idaws: IdawFormat,
+    /// Ends the program before its end.
+    pub(super) stop: Option<&'a Stop>,
     /// Hears of the CCWs with the PCI flag.
     intermediate: &'a dyn Fn(IrbHead),
 }
@@ -94,6 +96,7 @@ impl<'a> Channel<'a> {
             orb: run.orb,
             format_1: flags.contains(OrbFlags::FORMAT_1),
             idaws: run.orb.idaw_format(),
+            stop: run.stop,
             intermediate,
         }
     }

@@ -208,6 +208,16 @@ impl<'a> Data<'a> {
         self.check.is_empty() && self.is_at_end()
     }
 
+    /// Resolves when the program is to end before its end (HALT, CLEAR, detachment). A device that waits
+    /// for something that may never come, such as a person, waits for this, too, and then ends its
+    /// command in any way; it has nothing under way that could still move data.
+    pub async fn stopped(&self) {
+        match self.channel.stop {
+            Some(stop) => stop.stopped().await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// This place in the area.
     pub fn mark(&self) -> Mark {
         Mark {

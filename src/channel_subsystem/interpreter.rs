@@ -10,14 +10,15 @@ use std::cell::{Cell, RefCell};
 use zerocopy::big_endian::U32;
 
 use crate::architecture::{
-    CcwFlags, DeviceStatus, Esw, IrbHead, Orb, OrbFlags, Scsw, ScswFlags, SubchannelStatus,
+    CcwFlags, DeviceStatus, Esw, Function, IrbHead, Orb, OrbFlags, Scsw, ScswFlags,
+    SubchannelStatus,
 };
 use crate::translation::{Access, Rules, Verdict};
 use crate::turn;
 
 use super::channel::{Channel, Found, Place};
 use super::data::{Data, Used};
-use super::{Device, DmaSpace, Ending};
+use super::{Device, DmaSpace, Ending, Stop};
 
 /// Commands between two chances for the other subchannels of the shard.
 const COMMANDS_A_TURN: u32 = 64;
@@ -47,12 +48,14 @@ pub struct Run<'a> {
     pub dma: &'a DmaSpace,
     /// What a program with P = 0 is held to; nobody has checked it before.
     pub rules: Option<&'a Rules>,
+    /// Ends it before its end.
+    pub stop: Option<&'a Stop>,
 }
 
 impl<'a> Run<'a> {
     /// The start of a translated program.
     pub fn new(orb: Orb, dma: &'a DmaSpace) -> Self {
-        Run { orb, entry: Entry::Start, dma, rules: None }
+        Run { orb, entry: Entry::Start, dma, rules: None, stop: None }
     }
 }
 
@@ -72,14 +75,24 @@ pub async fn execute<D: Device>(
     irb.get()
 }
 
-/// [`execute`] that leaves the status in `irb`; whether the policy of [`Run::rules`] ended the
-/// program.
+/// What ended a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The channel or the device.
+    Own,
+    /// The policy of [`Run::rules`].
+    Policy,
+    /// [`Run::stop`]; the status says how far it came.
+    Stopped,
+}
+
+/// [`execute`] that leaves the status in `irb`.
 pub(crate) async fn execute_judged<D: Device>(
     run: &Run<'_>,
     device: &mut D,
     intermediate: &mut dyn FnMut(IrbHead),
     irb: &Cell<IrbHead>,
-) -> bool {
+) -> End {
     let orb = &run.orb;
     let intermediate = RefCell::new(intermediate);
     let intermediate = |irb| (intermediate.borrow_mut())(irb);
@@ -92,28 +105,36 @@ pub(crate) async fn execute_judged<D: Device>(
         if command > 0 && command.is_multiple_of(COMMANDS_A_TURN) {
             turn::pass().await;
         }
+        if run.stop.is_some_and(|stop| stop.asked().is_some()) {
+            irb.set(stopped(orb, place.next, 0));
+            return End::Stopped;
+        }
         let ccw = match channel.fetch_command(&mut place, command == 0 && run.entry == Entry::Start) {
             Found::Command(ccw) => ccw,
             Found::Check(check) => {
                 let none = DeviceStatus::empty();
                 irb.set(ended(orb, place.next, none, check.status, check.count));
-                return false;
+                return End::Own;
             }
             Found::Suspended(ccw) => {
                 let program_controlled = ccw.flags.contains(CcwFlags::PROGRAM_CONTROLLED);
                 irb.set(suspended(orb, place.next, program_controlled, ccw.count));
-                return false;
+                return End::Own;
             }
         };
         if let Some(verdict) = channel.refuses(device.class(), &ccw) {
             let status = Ending::unit_check().status;
             let refused = ended(orb, place.next, status, SubchannelStatus::empty(), ccw.count);
             irb.set(refused.with_sense(&verdict.sense()));
-            return true;
+            return End::Policy;
         }
         let mut data = Data::new(&channel, &mut place, ccw);
         let ending = device.command(ccw.command, &mut data).await;
         let used = data.finish();
+        if run.stop.is_some_and(|stop| stop.asked().is_some()) {
+            irb.set(stopped(orb, place.next, used.residual));
+            return End::Stopped;
+        }
         let status = used.check | incorrect_length(orb, &used, ending);
         if status.is_empty() && goes_on(&used, ending) {
             if ending.status.contains(DeviceStatus::STATUS_MODIFIER) {
@@ -125,11 +146,11 @@ pub(crate) async fn execute_judged<D: Device>(
         if ending.status.contains(DeviceStatus::UNIT_CHECK) {
             irb.set(irb.get().with_sense(device.take_sense().as_bytes()));
         }
-        return false;
+        return End::Own;
     }
     // 2^32 commands: no program that CCW_LIMIT lets run gets here.
     irb.set(ended(orb, orb.cpa(), DeviceStatus::empty(), SubchannelStatus::PROGRAM_CHECK, 0));
-    false
+    End::Own
 }
 
 impl Channel<'_> {
@@ -188,6 +209,37 @@ fn ended(
     let mut flags = ScswFlags::PRIMARY | ScswFlags::SECONDARY | ScswFlags::STATUS_PENDING;
     flags.set(ScswFlags::ALERT, device != clean || !subchannel.is_empty());
     irb(orb, flags, Scsw::default().with_cpa(cpa).with_status(device, subchannel, count))
+}
+
+/// Status of a program that was stopped behind the CCW before `cpa`.
+fn stopped(orb: &Orb, cpa: u32, count: u16) -> IrbHead {
+    let (device, none) = (DeviceStatus::DEVICE_END, SubchannelStatus::empty());
+    let scsw = Scsw::default().with_cpa(cpa).with_status(device, none, count);
+    irb(orb, ScswFlags::STATUS_PENDING, scsw)
+}
+
+/// Status of HALT or CLEAR when it is performed, as QEMU gives it (`sch_handle_halt_func`,
+/// `sch_handle_clear_func`). `control`: what was in progress, of which `ended` says how far it came.
+pub(crate) fn performed(
+    function: Function,
+    control: ScswFlags,
+    ended: Option<&IrbHead>,
+) -> IrbHead {
+    let esw = Esw { logout: U32::new(0x0080_0000), ..Esw::default() };
+    let pending = Scsw::new(ScswFlags::STATUS_PENDING);
+    let scsw = match function {
+        Function::Clear => pending.with_flags(ScswFlags::CLEAR_FUNCTION),
+        Function::Halt => {
+            let active = ScswFlags::SUBCHANNEL_ACTIVE | ScswFlags::DEVICE_ACTIVE;
+            let waits = ScswFlags::START_PENDING | ScswFlags::SUSPENDED;
+            let signalled = control.intersects(active) || !control.intersects(waits);
+            let device = if signalled { DeviceStatus::DEVICE_END } else { DeviceStatus::empty() };
+            let (cpa, count) = ended.map_or((0, 0), |ended| (ended.scsw.cpa(), ended.scsw.count()));
+            let pending = pending.with_flags(ScswFlags::HALT_FUNCTION).with_cpa(cpa);
+            pending.with_status(device, SubchannelStatus::empty(), count)
+        }
+    };
+    IrbHead { scsw, esw, ecw: [0; 32] }
 }
 
 /// Status of a program that goes on: a CCW with the PCI flag has taken control.

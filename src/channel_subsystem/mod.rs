@@ -16,12 +16,14 @@ mod dma;
 mod fba;
 mod interpreter;
 mod null;
+mod stop;
 
 pub use channel::CCW_LIMIT;
 pub use data::{Data, Extent};
 pub use device::{Device, Ending, Sense, SenseId};
 pub use dma::{DmaSpace, Window, WindowError};
 pub use fba::Fba;
-pub(crate) use interpreter::execute_judged;
+pub(crate) use interpreter::{End, execute_judged, performed};
 pub use interpreter::{Entry, Run, execute};
 pub use null::Null;
+pub use stop::Stop;

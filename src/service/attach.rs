@@ -1,6 +1,6 @@
 //! What is attached, and starting the task of its subchannel on the shard.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -9,13 +9,14 @@ use vfio_ccw_queues::submission::Intake;
 
 use crate::backend::{Backend, InProcess, Signalled};
 use crate::channel_subsystem::{Device, Fba, Null};
+use crate::subchannel::{Request, Shared};
 use crate::translation::{Policy, Rules};
 use crate::volume::{FileIo, Spans, Volume};
 
 use super::context::Context;
+use super::delivery::Delivery;
 use super::mode_switch::Pinning;
 use super::runner::Runner;
-use super::subchannel::{Request, Shared};
 use super::task;
 
 /// What is attached.
@@ -62,9 +63,10 @@ pub(super) struct Attachment {
 /// Starts the task of a subchannel.
 pub(super) fn attach(context: &Rc<Context>, attachment: Attachment) {
     let Attachment { shared, intake, device, policy, pinning, share } = attachment;
-    let runner = Runner::new(shared.number());
+    let runner = Runner::new(&shared);
     context.seat(shared.bit(), runner.clone());
     let outbox = context.outbox_of(shared.delivery());
+    let is_by_instruction = matches!(shared.delivery(), Delivery::Interrupt(_));
     let rules = Arc::new(Rules {
         limits: context.plan.limits,
         class: device.class(),
@@ -79,6 +81,10 @@ pub(super) fn attach(context: &Rc<Context>, attachment: Attachment) {
         context,
         shared,
         intake: Some(intake),
+        next: Cell::new(None),
+        late: Vec::new(),
+        is_by_instruction,
+        ended: Cell::new(None),
         runner,
         outbox,
         rules,
@@ -103,7 +109,7 @@ fn start<D: Device + 'static>(seat: task::Seat, device: D) {
     // Its histograms are made now, not in the middle of the first request.
     let _ = context.metrics.class(device.class());
     let memory = seat.view.borrow().dma.clone();
-    let device = InProcess::new(device, memory).held_to(seat.rules.clone());
+    let device = InProcess::with_rules(device, memory, Some(seat.rules.clone()));
     match context.plan.interrupts {
         Interrupts::Direct => run(seat, device),
         Interrupts::EventFd => match Signalled::new(device) {

@@ -14,16 +14,19 @@ use vfio_ccw_pinning::{
 };
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
+use crate::architecture::Crw;
 use crate::channel_subsystem::WindowError;
+use crate::subchannel::{Interruptions, MOST_STARTS, Reports, Table};
 use crate::translation::{Limits, StorageKeys};
 use crate::volume::Workers;
 
+use super::attach::Interrupts;
+use super::delivery::Trigger;
 use super::Service;
 use super::memory::{Memory, check_reach};
 use super::mode_switch::Aside;
 use super::pinner::PinnerChoice;
 use super::runtime::{Driver, DriverChoice};
-use super::attach::Interrupts;
 use super::shard::{Plan, ShardLink};
 use super::unfetched::Unfetched;
 use super::view::Layout;
@@ -130,6 +133,17 @@ pub struct ServiceBuilder {
     unfetched: Unfetched,
     spin: Duration,
     registry: Registry,
+    reports: ReportTrigger,
+}
+
+/// Who is told of channel reports.
+#[derive(Clone, Default)]
+struct ReportTrigger(Option<Arc<dyn Trigger<Crw>>>);
+
+impl std::fmt::Debug for ReportTrigger {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "told" } else { "silent" })
+    }
 }
 
 impl Default for ServiceBuilder {
@@ -152,6 +166,7 @@ impl Default for ServiceBuilder {
             unfetched: Unfetched::default(),
             spin: Duration::from_micros(20),
             registry: Registry::new(),
+            reports: ReportTrigger::default(),
         }
     }
 }
@@ -265,6 +280,13 @@ impl ServiceBuilder {
         self
     }
 
+    /// Who tells the guest that channel reports are pending: a machine check. Default: nobody; it can
+    /// ask with [`Service::stcrw`].
+    pub fn channel_reports(mut self, trigger: impl Trigger<Crw> + 'static) -> Self {
+        self.reports = ReportTrigger(Some(Arc::new(trigger)));
+        self
+    }
+
     /// Starts the service for the guest whose memory is `memory`.
     ///
     /// A VMM whose memory is behind `GuestMemoryAtomic` passes `atomic.memory().into_inner()`.
@@ -278,7 +300,7 @@ impl ServiceBuilder {
     {
         in_range("shards", self.shards, 64)?;
         in_range("subchannels", self.subchannels, 65_536)?;
-        in_range("ring_entries", self.ring_entries, 4096)?;
+        in_range("ring_entries", self.ring_entries, MOST_STARTS)?;
         let guest = memory.iter().map(GuestMemoryRegion::len).sum();
         let budget = self.budget_for(guest)?;
         let most = self.max_memory.unwrap_or(guest).max(guest);
@@ -317,6 +339,7 @@ impl ServiceBuilder {
             spin: self.spin,
             workers: workers.clone(),
         };
+        let table = Arc::new(Table::new(self.subchannels * self.shards));
         register_gauges(&self.registry, &pool)?;
         let (layout, users) = Layout::new(map.clone());
         let mut service = Service {
@@ -333,7 +356,9 @@ impl ServiceBuilder {
             _workers: workers,
             attached: AtomicU32::new(0),
             ring_entries: self.ring_entries,
-            subchannels: Mutex::default(),
+            interruptions: Arc::new(Interruptions::new(table.clone())),
+            table: table.clone(),
+            reports: Arc::new(Reports::new(self.reports.0)),
         };
         for shard in 0..self.shards {
             let metrics = service.registry.shard(shard.to_string());
@@ -341,6 +366,7 @@ impl ServiceBuilder {
                 shard,
                 self.shards,
                 self.subchannels,
+                table.clone(),
                 plan.clone(),
                 layout.clone(),
                 metrics,

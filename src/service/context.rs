@@ -10,15 +10,15 @@ use quanta::Clock;
 use vfio_ccw_metrics::{DeviceClass, RECORDING, ShardMetrics, Stage};
 
 use crate::shadow::Arena;
+use crate::subchannel::Shared;
 use crate::volume::Fixed;
 
 use super::attach::attach;
 use super::delivery::{Completion, Delivery};
+use super::flight::Flight;
 use super::outbox::Outbox;
 use super::runner::Runner;
 use super::shard::{Common, Mail, Plan};
-use super::subchannel::Shared;
-use super::task::Flight;
 use super::view::{Layout, View};
 
 /// What the tasks of a shard share.
@@ -60,7 +60,7 @@ impl Context {
         fixed: Option<Rc<Fixed>>,
         metrics: Arc<ShardMetrics>,
     ) -> Self {
-        let bits = common.doorbell.bits();
+        let bits = common.door.doorbell.bits();
         Context {
             plan,
             view: RefCell::new(Rc::new(view)),
@@ -112,6 +112,7 @@ impl Context {
     pub(super) fn ended(&self, shared: &Shared) {
         self.runners.borrow_mut()[shared.bit()] = None;
         self.common.free_bits.lock().push(shared.bit());
+        self.common.table.give_back(shared.number());
         self.live.set(self.live.get() - 1);
         self.wake_dispatcher();
     }
@@ -138,27 +139,43 @@ impl Context {
         }
     }
 
-    /// Does what the service has sent.
+    /// Does what the service has sent, and hands on what overtakes starts.
     pub(super) fn read_mail(self: &Rc<Self>) {
+        self.read_urgent();
         let mails = std::mem::take(&mut *self.common.mailbox.lock());
         mails.into_iter().for_each(|mail| self.read(mail));
+    }
+
+    fn read_urgent(&self) {
+        while let Some(urgent) = self.common.door.pop() {
+            match self.runner_of(&urgent.shared) {
+                Some(runner) => {
+                    runner.push_urgent(urgent);
+                    runner.ring();
+                }
+                None => urgent.shared.refuse_urgent(&urgent),
+            }
+        }
+    }
+
+    /// What runs `shared`, if it is not over.
+    fn runner_of(&self, shared: &Arc<Shared>) -> Option<Rc<Runner>> {
+        let runner = self.runners.borrow()[shared.bit()].clone();
+        runner.filter(|runner| runner.is_of(shared))
     }
 
     fn read(self: &Rc<Self>, mail: Mail) {
         match mail {
             Mail::Attach(attachment) => attach(self, *attachment),
             Mail::Memory(layout) => self.show(layout),
-            Mail::Switch(bit, number, switch) => {
-                let runner = self.runners.borrow()[bit].clone();
-                match runner.filter(|runner| runner.number == number) {
-                    Some(runner) => {
-                        runner.switch.put(switch, &self.plan.aside);
-                        runner.ring();
-                    }
-                    // Detached; another may have its bit.
-                    None => self.plan.aside.put(switch.pinning),
+            Mail::Switch(shared, switch) => match self.runner_of(&shared) {
+                Some(runner) => {
+                    runner.switch.put(switch, &self.plan.aside);
+                    runner.ring();
                 }
-            }
+                // Detached.
+                None => self.plan.aside.put(switch.pinning),
+            },
         }
     }
 
@@ -197,8 +214,10 @@ impl Context {
     }
 
     /// Records how long the request took that is over now.
-    pub(super) fn record_total(&self, of: Option<(u64, DeviceClass)>) {
-        if RECORDING && let Some((submitted, class)) = of {
+    #[inline]
+    pub(super) fn record_total(&self, of: (u64, DeviceClass)) {
+        if RECORDING {
+            let (submitted, class) = of;
             let nanos = self.clock.delta_as_nanos(submitted, self.clock.raw());
             self.metrics.class(class).record(Stage::Total, nanos);
         }

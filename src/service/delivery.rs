@@ -1,4 +1,4 @@
-//! Where results go: to the guest's interrupt, or to a completion ring.
+//! Where results go: to the guest's interrupt, to a completion ring, or to a future.
 
 use std::fmt;
 use std::io;
@@ -9,41 +9,87 @@ use std::time::Duration;
 use vfio_ccw_queues::completion::{self, CompletionReceiver, CompletionSender};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::architecture::IrbHead;
+use crate::architecture::{IoInterruption, IrbHead};
 
-/// Makes an I/O interruption pending in the guest. One method, as vm-superio's trait of that name.
+/// Tells the guest of something, as vm-superio's trait of that name does: of an [`IoInterruption`] that
+/// has become pending, or with a [`Crw`](crate::architecture::Crw) that channel reports are (the first
+/// of them).
 ///
-/// It is called on a shard's thread: it must not block.
-pub trait Trigger: Send + Sync {
-    /// Tells the VMM that subchannel `number` has status pending.
+/// An eventfd is one, and so is a closure:
+///
+/// ```
+/// use vfio_ccw::architecture::IoInterruption;
+/// use vfio_ccw::{Delivery, Silent};
+/// use vmm_sys_util::eventfd::EventFd;
+///
+/// let by_descriptor = Delivery::interrupt(EventFd::new(0)?);
+/// let by_callback = Delivery::interrupt(|interruption: &IoInterruption| {
+///     // For KVM: an ioctl KVM_S390_INTERRUPT with these.
+///     let [_word, _parameter, _identification] =
+///         [interruption.subchannel.into(), interruption.intparm, interruption.identification()];
+///     Ok(())
+/// });
+/// let by_asking = Delivery::interrupt(Silent); // with Service::tpi, or TSCH
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
+/// It is called once for each interruption that becomes pending, on a shard's thread (for channel
+/// reports, and interruptions that were held back, on that of whoever caused it): it must not block.
+pub trait Trigger<T>: Send + Sync {
+    /// Tells of `what`.
     ///
     /// # Errors
     ///
-    /// What the VMM's side says; it is logged, and the status stays pending for TEST SUBCHANNEL.
-    fn trigger(&self, number: u32) -> io::Result<()>;
+    /// What the VMM's side says; it is logged, and what is pending stays so.
+    fn trigger(&self, what: &T) -> io::Result<()>;
 }
 
-impl Trigger for EventFd {
-    fn trigger(&self, _number: u32) -> io::Result<()> {
+impl<T> Trigger<T> for EventFd {
+    fn trigger(&self, _what: &T) -> io::Result<()> {
         self.write(1)
     }
 }
 
-impl<T: Trigger + ?Sized> Trigger for Arc<T> {
-    fn trigger(&self, number: u32) -> io::Result<()> {
-        (**self).trigger(number)
+impl<T, F: Fn(&T) -> io::Result<()> + Send + Sync> Trigger<T> for F {
+    fn trigger(&self, what: &T) -> io::Result<()> {
+        self(what)
     }
 }
 
-/// Where the results of a subchannel's programs go.
+impl<T, U: Trigger<T> + ?Sized> Trigger<T> for Arc<U> {
+    fn trigger(&self, what: &T) -> io::Result<()> {
+        (**self).trigger(what)
+    }
+}
+
+/// Tells nobody: whoever wants to know asks.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl<T> Trigger<T> for Silent {
+    fn trigger(&self, _what: &T) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// How a subchannel is driven, and where the results of its programs go.
 #[derive(Clone)]
 pub enum Delivery {
-    /// Architected: status becomes pending at the subchannel, the trigger is pulled, and TEST
-    /// SUBCHANNEL fetches the IRB. One program at a time, as in hardware.
-    Interrupt(Arc<dyn Trigger>),
-    /// To a completion ring, with the `user_data` of the submission. As many programs may wait as
-    /// the submission ring has entries.
+    /// By instruction: status becomes pending at the subchannel, an interruption with it, the trigger
+    /// is told, and TEST SUBCHANNEL fetches the IRB. One program at a time, as in hardware.
+    Interrupt(Arc<dyn Trigger<IoInterruption>>),
+    /// By submission: to a completion ring, with the `user_data` of the submission. As many programs
+    /// may wait as the submission ring has entries. See [`Completions::ring`].
     Ring(CompletionSender<Completion>),
+    /// By [`Subchannel::start`](crate::Subchannel::start): to the future that it gives.
+    Future,
+}
+
+impl Delivery {
+    /// By instruction, with interruptions told to `trigger`.
+    pub fn interrupt(trigger: impl Trigger<IoInterruption> + 'static) -> Self {
+        Delivery::Interrupt(Arc::new(trigger))
+    }
 }
 
 impl fmt::Debug for Delivery {
@@ -51,6 +97,7 @@ impl fmt::Debug for Delivery {
         f.write_str(match self {
             Delivery::Interrupt(_) => "Interrupt",
             Delivery::Ring(_) => "Ring",
+            Delivery::Future => "Future",
         })
     }
 }
@@ -70,6 +117,10 @@ impl Completion {
     /// Whether the request is over. If not, the IRB holds intermediate status (a CCW with the PCI
     /// flag took control, or the program has suspended itself) and more completions with the same
     /// `user_data` follow, the last of them final.
+    ///
+    /// The function control of its SCSW says what is over: a start, a halt or clear
+    /// ([`Subchannel::submit_halt`](crate::Subchannel::submit_halt)), or a start that was halted or
+    /// cleared, with both.
     pub fn is_final(&self) -> bool {
         self.irb.scsw.is_final()
     }

@@ -17,10 +17,10 @@ use tokio::io::unix::AsyncFd;
 use vfio_ccw_queues::Doorbell;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::subchannel::{Door, MAILBOX};
 use crate::watch;
 
 use super::context::Context;
-use super::shard::MAILBOX;
 
 /// Looks at the doorbell between two returns to the runtime, which has other tasks to run.
 const LOOKS: u32 = 256;
@@ -30,7 +30,7 @@ const ROUNDS: u32 = 8;
 
 /// Decides when the shard's thread looks, runs and sleeps.
 pub(super) struct Dispatcher {
-    doorbell: AsyncFd<Arc<Doorbell>>,
+    door: AsyncFd<Arc<Door>>,
     /// Written to make the thread return at once from a park that is only there to submit file I/O.
     nudge: AsyncFd<EventFd>,
     asleep: bool,
@@ -41,10 +41,10 @@ pub(super) struct Dispatcher {
 }
 
 impl Dispatcher {
-    pub(super) fn new(doorbell: &Arc<Doorbell>) -> io::Result<Self> {
+    pub(super) fn new(door: &Arc<Door>) -> io::Result<Self> {
         let nudge = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         Ok(Dispatcher {
-            doorbell: watch::doorbell(doorbell.clone())?,
+            door: watch::door(door.clone())?,
             nudge: watch::eventfd(nudge)?,
             asleep: false,
             last_work: 0,
@@ -101,10 +101,14 @@ impl Dispatcher {
         Poll::Pending
     }
 
+    fn doorbell(&self) -> &Doorbell {
+        &self.door.get_ref().doorbell
+    }
+
     /// Runs what was rung for; whether there was anything.
     fn drain(&self, context: &Rc<Context>) -> bool {
         let mut mailbox = false;
-        let rung = self.doorbell.get_ref().drain_words(|first, marks| {
+        let rung = self.doorbell().drain_words(|first, marks| {
             context.sampling.rang(marks.count_ones());
             // The lines of all their requests come over while the first of them is served.
             for bit in bits(first, marks) {
@@ -140,7 +144,7 @@ impl Dispatcher {
     /// Looks at the doorbell for a microsecond or so.
     fn look_around(&self) -> bool {
         for _ in 0..LOOKS {
-            if !self.doorbell.get_ref().is_idle() {
+            if !self.doorbell().is_idle() {
                 return true;
             }
             std::hint::spin_loop();
@@ -150,11 +154,11 @@ impl Dispatcher {
 
     /// Announces sleep and waits for the doorbell's eventfd. `false`: something came meanwhile.
     fn go_to_sleep(&mut self, cx: &mut TaskContext<'_>) -> bool {
-        if !self.doorbell.get_ref().prepare_sleep() {
+        if !self.doorbell().prepare_sleep() {
             return false;
         }
         self.asleep = true;
-        match self.doorbell.poll_read_ready(cx) {
+        match self.door.poll_read_ready(cx) {
             Poll::Pending => true,
             Poll::Ready(ready) => {
                 // Left over from a ring that was seen in another way.
@@ -169,11 +173,11 @@ impl Dispatcher {
 
     fn wake_up(&mut self) {
         self.asleep = false;
-        self.doorbell.get_ref().awake();
+        self.doorbell().awake();
     }
 
     fn count_doorbells(&mut self, context: &Context) {
-        let doorbell = self.doorbell.get_ref();
+        let doorbell = self.doorbell();
         let (sent, rung) = (doorbell.sent(), doorbell.rung());
         let submitters = context.metrics.submitters();
         let (new_sent, new_rung) = (sent - self.sent, rung - self.rung);

@@ -9,14 +9,16 @@
 //!  completion ring / interrupt ◄──────────────────────────────────────────────┘
 //! ```
 //!
+//! What a VMM holds for one device, and the instructions on it, are in [`subchannel`](crate::subchannel).
+//!
 //! | part | file |
 //! |---|---|
 //! | building and ending a service | `builder.rs`, this file |
-//! | what a VMM holds for one device | `subchannel.rs` |
+//! | instructions by subchannel-identification word | `instructions.rs` |
 //! | where results go | `delivery.rs` |
 //! | the thread, its runtime, its dispatcher | `shard.rs`, `runtime.rs`, `dispatcher.rs` |
 //! | what tasks of a shard share | `context.rs`, `outbox.rs` |
-//! | one subchannel's task, and what runs it | `task.rs`, `runner.rs`, `attach.rs` |
+//! | one subchannel's task, its requests, and what runs it | `task.rs`, `flight.rs`, `runner.rs`, `attach.rs` |
 //! | what is chosen for one device; other pinners and modes | `options.rs`, `pinner.rs`, `mode_switch.rs` |
 //! | guest memory that comes and goes | `memory.rs`, `view.rs` |
 //! | programs that may change themselves | `unfetched.rs` |
@@ -25,18 +27,19 @@
 mod attach;
 mod builder;
 mod context;
-mod delivery;
+pub(crate) mod delivery;
 mod dispatcher;
+mod flight;
+mod instructions;
 mod memory;
 mod mode_switch;
 mod options;
 mod outbox;
 mod pinner;
-mod refusal;
+pub(crate) mod refusal;
 mod runner;
 mod runtime;
 mod shard;
-mod subchannel;
 mod task;
 mod unfetched;
 mod view;
@@ -48,23 +51,25 @@ use parking_lot::{Mutex, RwLock};
 use vfio_ccw_metrics::{Registry, Totals};
 use vfio_ccw_pinning::{GuestMap, Mode, Pool, PoolError, WholeGuest};
 
+pub use crate::subchannel::{Cc, Start, Subchannel, SubmitError};
 pub use attach::{DeviceSpec, Interrupts};
 pub use builder::{ServiceBuilder, ServiceError};
-pub use delivery::{Completion, Completions, Delivery, Trigger};
+pub use delivery::{Completion, Completions, Delivery, Silent, Trigger};
+pub use instructions::OperandError;
 pub use memory::MemoryError;
 pub use mode_switch::ModeError;
 pub use options::DeviceOptions;
 pub use pinner::{PinnerChoice, UnknownPinner};
 pub use runtime::{Driver, DriverChoice, UnknownDriver};
-pub use subchannel::{Cc, Subchannel, SubmitError};
 pub use unfetched::Unfetched;
 
+use crate::architecture::{Pmcw, PmcwFlags, SubchannelId};
+use crate::subchannel::{Cell, Interruptions, Parts, Reports, Shared, Table};
 use crate::volume::Workers;
 use attach::Attachment;
 use memory::Memory;
 use mode_switch::Aside;
 use shard::ShardLink;
-use subchannel::Shared;
 
 /// Runs channel devices for one guest.
 ///
@@ -87,20 +92,32 @@ pub struct Service {
     _workers: Option<Arc<Workers>>,
     attached: AtomicU32,
     ring_entries: usize,
-    subchannels: Mutex<Vec<Arc<Shared>>>,
+    table: Arc<Table>,
+    interruptions: Arc<Interruptions>,
+    reports: Arc<Reports>,
 }
 
 /// Why a device cannot be attached.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AttachError {
-    /// Every shard has as many subchannels as its doorbell has bits.
+    /// There are as many subchannels as the service was built for.
     #[error(
         "{attached} subchannels are attached, as many as the service was built for: raise ServiceBuilder::subchannels"
     )]
     Full {
         /// Subchannels there are.
         attached: usize,
+    },
+    /// The subchannel that was asked for is taken, or beyond those that the service was built for.
+    #[error(
+        "subchannel {id} is taken, or beyond the {places} that the service was built for: choose another, or raise ServiceBuilder::subchannels"
+    )]
+    Taken {
+        /// The subchannel.
+        id: SubchannelId,
+        /// How many there can be.
+        places: usize,
     },
     /// The whole guest cannot be pinned for it.
     #[error(transparent)]
@@ -119,8 +136,8 @@ impl Service {
         ServiceBuilder::default()
     }
 
-    /// Attaches a device; its results go where `delivery` says. The subchannel is on the shard with
-    /// the fewest, and it is enabled.
+    /// Attaches a device; its results go where `delivery` says. Its subchannel has the lowest number
+    /// that is free, and is enabled.
     ///
     /// # Errors
     ///
@@ -156,42 +173,80 @@ impl Service {
         delivery: Delivery,
         options: impl Into<DeviceOptions>,
     ) -> Result<Subchannel, AttachError> {
-        let DeviceOptions { policy, mode, budget } = options.into();
-        let pinning = self.pinning(mode.unwrap_or(self.mode))?;
-
-        // Relaxed: a number to tell subchannels apart.
-        let number = self.attached.fetch_add(1, Ordering::Relaxed);
-        let shard = self.shard_index(number);
-        let link = &self.shards[shard];
-        let Some(bit) = link.take_bit() else {
-            return Err(AttachError::Full { attached: self.subchannels.lock().len() });
+        let options = options.into();
+        let pinning = self.pinning(options.mode.unwrap_or(self.mode))?;
+        let Some(number) = self.table.reserve(options.number) else {
+            return Err(self.no_place(options.number));
         };
-        let (shared, intake) =
-            Shared::new(number, bit, link.doorbell(), delivery, self.ring_entries, pinning.mode);
-        let share = budget.or(self.share);
-        let shared_with = shared.clone();
-        let attachment = Attachment { shared: shared_with, intake, device, policy, pinning, share };
+        let place = Reserved { table: &self.table, number: Some(number) };
+
+        let Some((shard, bit)) = self.take_bit() else {
+            return Err(self.no_place(None));
+        };
+        let link = &self.shards[shard];
+        let id = SubchannelId::of(number);
+        let fixed = Pmcw::single_path(options.devno.unwrap_or(id.number()));
+        let enabled = if options.disabled { PmcwFlags::empty() } else { PmcwFlags::ENABLED };
+        let (shared, intake) = Shared::new(Parts {
+            cell: Cell::new(id, &fixed.with(PmcwFlags::DEVICE_VALID | enabled, 0)),
+            fixed,
+            place: number as usize,
+            bit,
+            shard,
+            door: link.door(),
+            delivery,
+            interruptions: self.interruptions.clone(),
+            entries: self.ring_entries,
+            mode: pinning.mode,
+        });
+        let share = options.budget.or(self.share);
+        let policy = options.policy;
+        let attachment =
+            Attachment { shared: shared.clone(), intake, device, policy, pinning, share };
         if !link.attach(attachment) {
             return Err(AttachError::ShardGone { shard });
         }
-        self.subchannels.lock().push(shared.clone());
+        place.keep();
+        self.table.put(number, Some(shared.clone()));
+        if options.hot_plugged {
+            self.reports.report_subchannel(id);
+        }
         Ok(Subchannel::new(shared))
     }
 
+    /// A place on a shard: they take turns, unless they are full.
+    fn take_bit(&self) -> Option<(usize, usize)> {
+        let shards = self.shards.len();
+        // Relaxed: a number to go round the shards.
+        let first = self.attached.fetch_add(1, Ordering::Relaxed) as usize;
+        (first..first + shards)
+            .map(|shard| shard % shards)
+            .find_map(|shard| Some((shard, self.shards[shard].take_bit()?)))
+    }
+
+    fn no_place(&self, wanted: Option<u32>) -> AttachError {
+        match wanted {
+            Some(number) => AttachError::Taken {
+                id: SubchannelId::of(number),
+                places: self.table.places(),
+            },
+            None => AttachError::Full { attached: self.table.all().count() },
+        }
+    }
+
     /// Detaches a subchannel: the program that runs is waited for by the shard, those that wait
-    /// complete with deferred condition code 3, later starts get condition code 3.
+    /// complete with deferred condition code 3, later starts get condition code 3. The guest is told
+    /// with a channel report. Its number is free when its last program has ended.
     pub fn detach(&self, subchannel: Subchannel) {
-        subchannel.leave();
-        let number = subchannel.number();
-        self.subchannels.lock().retain(|shared| shared.number() != number);
+        let shared = subchannel.shared();
+        shared.leave();
+        if self.table.remove(shared) {
+            self.reports.report_subchannel(subchannel.id());
+        }
     }
 
-    fn shard_index(&self, number: u32) -> usize {
-        number as usize % self.shards.len()
-    }
-
-    fn shard_of(&self, subchannel: &Subchannel) -> &ShardLink {
-        &self.shards[self.shard_index(subchannel.number())]
+    fn shard_of(&self, shared: &Shared) -> &ShardLink {
+        &self.shards[shared.shard()]
     }
 
     /// Guest memory as programs that start now see it.
@@ -225,11 +280,29 @@ impl Service {
     }
 }
 
+/// A number that goes back where it came from if nothing comes of it.
+struct Reserved<'a> {
+    table: &'a Table,
+    number: Option<u32>,
+}
+
+impl Reserved<'_> {
+    fn keep(mut self) {
+        self.number = None;
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            self.table.give_back(number);
+        }
+    }
+}
+
 impl Drop for Service {
     fn drop(&mut self) {
-        for shared in self.subchannels.lock().iter() {
-            shared.leave();
-        }
+        self.table.all().for_each(|shared| shared.leave());
         for shard in &mut self.shards {
             shard.end();
         }

@@ -116,16 +116,13 @@ impl Service {
         mode: Mode,
         patience: Duration,
     ) -> Result<(), ModeError> {
-        if subchannel.is_leaving() {
+        let shared = subchannel.shared();
+        if shared.is_leaving() {
             return Err(ModeError::Detached);
         }
         let pinning = self.pinning(mode)?;
         let (done, ended) = mpsc::channel();
-        self.shard_of(subchannel).switch(
-            subchannel.bit(),
-            subchannel.number(),
-            Switch { pinning, done },
-        );
+        self.shard_of(shared).switch(shared.clone(), Switch { pinning, done });
         match ended.recv_timeout(patience) {
             // Unpins what nobody needs, here and not on the shard.
             Ok(before) => drop(before),
@@ -134,8 +131,7 @@ impl Service {
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => return Err(ModeError::Detached),
         }
-        let all_on_demand =
-            self.subchannels.lock().iter().all(|shared| shared.mode() == Mode::OnDemand);
+        let all_on_demand = self.table.all().all(|shared| shared.mode() == Mode::OnDemand);
         if all_on_demand && let Err(error) = self.pool.unpin_all_idle() {
             tracing::error!(%error, "frames stay pinned after mode cached has ended");
         }

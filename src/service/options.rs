@@ -2,6 +2,7 @@
 
 use vfio_ccw_pinning::Mode;
 
+use crate::architecture::SubchannelId;
 use crate::translation::Policy;
 
 /// Choices for one device; what is not chosen is as the service was built.
@@ -10,6 +11,10 @@ pub struct DeviceOptions {
     pub(super) policy: Policy,
     pub(super) mode: Option<Mode>,
     pub(super) budget: Option<u64>,
+    pub(super) number: Option<u32>,
+    pub(super) devno: Option<u16>,
+    pub(super) disabled: bool,
+    pub(super) hot_plugged: bool,
 }
 
 impl DeviceOptions {
@@ -30,6 +35,34 @@ impl DeviceOptions {
     /// `ServiceBuilder::subchannel_budget`.
     pub fn budget(mut self, bytes: u64) -> Self {
         self.budget = Some(bytes);
+        self
+    }
+}
+
+/// Where the guest finds it.
+impl DeviceOptions {
+    /// Its subchannel. Default: the lowest number that is free.
+    pub fn subchannel(mut self, id: SubchannelId) -> Self {
+        self.number = Some(id.index().unwrap_or(u32::MAX));
+        self
+    }
+
+    /// Its device number. Default: the number of its subchannel.
+    pub fn devno(mut self, devno: u16) -> Self {
+        self.devno = Some(devno);
+        self
+    }
+
+    /// The subchannel is disabled until the guest enables it with MODIFY SUBCHANNEL, as after a reset.
+    /// Default: it is enabled.
+    pub fn disabled(mut self) -> Self {
+        self.disabled = true;
+        self
+    }
+
+    /// The guest runs already and is told with a channel report. Default: it will find it by itself.
+    pub fn hot_plugged(mut self) -> Self {
+        self.hot_plugged = true;
         self
     }
 }

@@ -3,12 +3,14 @@
 use vfio_ccw_metrics::Outcome;
 use vfio_ccw_pinning::HoldError;
 
-use crate::architecture::{DeviceStatus, IrbHead, Orb, Scsw, ScswFlags, SubchannelStatus};
+use crate::architecture::{
+    DeviceStatus, Function, IrbHead, Orb, Scsw, ScswFlags, SubchannelStatus,
+};
 use crate::backend::Errno;
 
 /// What the guest is told about a program that was accepted with cc 0 and then could not be run.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Refusal {
+pub(crate) enum Refusal {
     /// Its pages cannot be pinned: the channel cannot do its work, channel-control check.
     #[error(transparent)]
     Hold(#[from] HoldError),
@@ -31,11 +33,17 @@ pub(super) enum Refusal {
     /// The subchannel was detached while the program waited: deferred condition code 3.
     #[error("the subchannel was detached")]
     Detached,
+    /// HALT or CLEAR, or its future was dropped. Status is given to a ring only, or to nobody.
+    #[error("the program was ended by a {0} function")]
+    Stopped(Function),
+    /// CANCEL SUBCHANNEL. Status is given to nobody.
+    #[error("the start was cancelled")]
+    Cancelled,
 }
 
 impl Refusal {
     /// The status that the guest sees.
-    pub(super) fn irb(&self, orb: &Orb) -> IrbHead {
+    pub(crate) fn irb(&self, orb: &Orb) -> IrbHead {
         let ended = ScswFlags::START_FUNCTION | ScswFlags::ALERT | ScswFlags::STATUS_PENDING;
         let whole = ended | ScswFlags::PRIMARY | ScswFlags::SECONDARY;
         let none = DeviceStatus::empty();
@@ -53,6 +61,10 @@ impl Refusal {
             Refusal::Device(_) => {
                 Scsw::new(whole).with_status(none, SubchannelStatus::INTERFACE_CONTROL_CHECK, 0)
             }
+            Refusal::Stopped(function) => {
+                Scsw::new(stopped(*function)).with_flags(ScswFlags::START_FUNCTION)
+            }
+            Refusal::Cancelled => Scsw::new(stopped(Function::Clear)),
         };
         let cpa = match self {
             // Shown as if its first CCW were in error.
@@ -60,6 +72,20 @@ impl Refusal {
             _ => orb.cpa(),
         };
         IrbHead { scsw: scsw.with_cpa(cpa), ..IrbHead::default() }
+    }
+
+    /// The status of a HALT or CLEAR that this befalls.
+    pub(crate) fn irb_of(&self, function: Function) -> IrbHead {
+        let ended = self.irb(&Orb::default());
+        let other = ScswFlags::FUNCTION_CONTROL | ScswFlags::STATUS_CONTROL;
+        let status = ended.scsw.flags() & ScswFlags::STATUS_CONTROL;
+        let scsw = ended.scsw.without_flags(other).with_flags(stopped(function) | status);
+        IrbHead { scsw, ..ended }
+    }
+
+    /// Whether it is the VMM's or the guest's own wish, of which the log need not tell.
+    pub(super) fn is_wished(&self) -> bool {
+        matches!(self, Refusal::Stopped(_) | Refusal::Cancelled)
     }
 
     /// How it is counted.
@@ -71,8 +97,18 @@ impl Refusal {
                 Outcome::DeferredCc
             }
             Refusal::Device(_) => Outcome::OtherChannel,
+            Refusal::Stopped(_) | Refusal::Cancelled => Outcome::Stopped,
         }
     }
+}
+
+/// What the SCSW says of a function that was performed.
+fn stopped(function: Function) -> ScswFlags {
+    ScswFlags::STATUS_PENDING
+        | match function {
+            Function::Halt => ScswFlags::HALT_FUNCTION,
+            Function::Clear => ScswFlags::CLEAR_FUNCTION,
+        }
 }
 
 /// How a program that ran is counted.

@@ -9,24 +9,32 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::{Arc, Weak};
 use std::task::{Context as TaskContext, Poll, Waker};
 
 use vfio_ccw_queues::submission::NextEntry;
+
+use crate::architecture::Function;
+use crate::subchannel::{Shared, Urgent};
 
 use super::mode_switch::SwitchBox;
 
 /// A subchannel on its shard: its future, and what it is told.
 pub(super) struct Runner {
-    /// Number of the subchannel: its bit may have been another's.
-    pub(super) number: u32,
+    /// The subchannel, until it is over: its bit may have been another's.
+    shared: Weak<Shared>,
     rung: Cell<bool>,
     /// Of its task, once that has started.
     waker: RefCell<Option<Waker>>,
     work: RefCell<Work>,
+    /// HALT and CLEAR that were submitted to its ring.
+    urgent: RefCell<VecDeque<Urgent>>,
+    has_urgent: Cell<bool>,
     /// Where its next request will lie.
     next_entry: Cell<Option<NextEntry>>,
     pub(super) switch: SwitchBox,
@@ -40,16 +48,27 @@ enum Work {
 }
 
 impl Runner {
-    pub(super) fn new(number: u32) -> Rc<Self> {
+    pub(super) fn new(shared: &Arc<Shared>) -> Rc<Self> {
+        Runner::of(Arc::downgrade(shared))
+    }
+
+    fn of(shared: Weak<Shared>) -> Rc<Self> {
         Rc::new(Runner {
-            number,
+            shared,
             // What was submitted before this moment rang for nobody: the future looks once by itself.
             rung: Cell::new(true),
             waker: RefCell::new(None),
             work: RefCell::new(Work::Over(None)),
+            urgent: RefCell::default(),
+            has_urgent: Cell::new(false),
             next_entry: Cell::new(None),
             switch: SwitchBox::default(),
         })
+    }
+
+    /// Whether it runs this subchannel.
+    pub(super) fn is_of(&self, shared: &Arc<Shared>) -> bool {
+        self.shared.as_ptr() == Arc::as_ptr(shared)
     }
 
     /// Starts the task that runs `future`.
@@ -119,6 +138,30 @@ impl Runner {
         }
     }
 
+    /// HALT or CLEAR was submitted.
+    pub(super) fn push_urgent(&self, urgent: Urgent) {
+        self.urgent.borrow_mut().push_back(urgent);
+        self.has_urgent.set(true);
+    }
+
+    #[inline]
+    pub(super) fn has_urgent(&self) -> bool {
+        self.has_urgent.get()
+    }
+
+    /// The first HALT or CLEAR that overtakes a start of this epoch.
+    pub(super) fn overtakes(&self, epoch: u32) -> Option<Function> {
+        let urgent = self.urgent.borrow();
+        urgent.iter().find(|urgent| urgent.is_after(epoch)).map(|urgent| urgent.function)
+    }
+
+    pub(super) fn take_urgent(&self) -> Option<Urgent> {
+        let mut urgent = self.urgent.borrow_mut();
+        let first = urgent.pop_front();
+        self.has_urgent.set(!urgent.is_empty());
+        first
+    }
+
     /// Says where the next request will lie, before waiting for it.
     pub(super) fn expect(&self, next_entry: NextEntry) {
         self.next_entry.set(Some(next_entry));
@@ -170,7 +213,7 @@ mod tests {
     #[test]
     fn the_future_runs_where_it_is_rung_for_and_in_its_task_where_it_waits() {
         on_a_shard(async {
-            let (runner, seen) = (Runner::new(7), Rc::new(Cell::new(0)));
+            let (runner, seen) = (Runner::of(Weak::new()), Rc::new(Cell::new(0)));
             let other = Rc::new(Notify::new());
             runner.spawn(count(runner.clone(), seen.clone(), other.clone()));
             runner.ring();
@@ -197,7 +240,7 @@ mod tests {
     #[test]
     fn a_panic_stays_in_its_task() {
         on_a_shard(async {
-            let runner = Runner::new(0);
+            let runner = Runner::of(Weak::new());
             let own = runner.clone();
             runner.spawn(async move {
                 poll_fn(|_| own.poll_rung()).await;
@@ -216,7 +259,7 @@ mod tests {
 
     #[test]
     fn a_future_goes_with_its_runtime() {
-        let (runner, alive) = (Runner::new(0), Rc::new(()));
+        let (runner, alive) = (Runner::of(Weak::new()), Rc::new(()));
         let guard = alive.clone();
         on_a_shard(async {
             runner.spawn(async move {

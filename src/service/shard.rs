@@ -15,9 +15,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use vfio_ccw_metrics::ShardMetrics;
 use vfio_ccw_pinning::{Pool, Registered};
-use vfio_ccw_queues::Doorbell;
 
 use crate::shadow::Arena;
+use crate::subchannel::{Door, MAILBOX, Shared, Table};
 use crate::translation::{Limits, StorageKeys};
 use crate::volume::{Fixed, Workers};
 
@@ -28,9 +28,6 @@ use super::mode_switch::{Aside, Switch};
 use super::runtime::{Driver, Runtime};
 use super::unfetched::Unfetched;
 use super::view::Layout;
-
-/// The doorbell's bit for the shard itself; subchannels have the others.
-pub(super) const MAILBOX: usize = 0;
 
 /// What every shard of a service is made from.
 #[derive(Clone, Debug)]
@@ -54,8 +51,8 @@ pub(super) enum Mail {
     Attach(Box<Attachment>),
     /// The layout of guest memory from now on.
     Memory(Layout),
-    /// For the subchannel of this bit and number.
-    Switch(usize, u32, Switch),
+    /// For this subchannel.
+    Switch(Arc<Shared>, Switch),
 }
 
 /// The service's end of a shard.
@@ -68,7 +65,8 @@ pub(super) struct ShardLink {
 /// What the thread and the service share.
 #[derive(Debug)]
 pub(super) struct Common {
-    pub(super) doorbell: Arc<Doorbell>,
+    pub(super) door: Arc<Door>,
+    pub(super) table: Arc<Table>,
     pub(super) mailbox: Mutex<Vec<Mail>>,
     pub(super) free_bits: Mutex<Vec<usize>>,
     pub(super) ending: AtomicBool,
@@ -85,12 +83,14 @@ impl ShardLink {
         index: usize,
         shards: usize,
         subchannels: usize,
+        table: Arc<Table>,
         plan: Plan,
         layout: Layout,
         metrics: Arc<ShardMetrics>,
     ) -> io::Result<Self> {
         let common = Arc::new(Common {
-            doorbell: Arc::new(Doorbell::new(subchannels + 1)?),
+            door: Arc::new(Door::new(subchannels)?),
+            table,
             mailbox: Mutex::new(Vec::new()),
             free_bits: Mutex::new((1..=subchannels).rev().collect()),
             ending: AtomicBool::new(false),
@@ -118,8 +118,8 @@ impl ShardLink {
         Ok(link)
     }
 
-    pub(super) fn doorbell(&self) -> Arc<Doorbell> {
-        self.common.doorbell.clone()
+    pub(super) fn door(&self) -> Arc<Door> {
+        self.common.door.clone()
     }
 
     /// A bit for a new subchannel; `None` where all are taken.
@@ -137,9 +137,9 @@ impl ShardLink {
         self.send(Mail::Memory(layout));
     }
 
-    /// Sends a switch to the subchannel of this bit and number.
-    pub(super) fn switch(&self, bit: usize, number: u32, switch: Switch) {
-        self.send(Mail::Switch(bit, number, switch));
+    /// Sends a switch to a subchannel.
+    pub(super) fn switch(&self, shared: Arc<Shared>, switch: Switch) {
+        self.send(Mail::Switch(shared, switch));
     }
 
     fn send(&self, mail: Mail) -> bool {
@@ -150,7 +150,7 @@ impl ShardLink {
         }
         mailbox.push(mail);
         drop(mailbox);
-        self.common.doorbell.ring(MAILBOX);
+        self.common.door.doorbell.ring(MAILBOX);
         true
     }
 
@@ -158,7 +158,7 @@ impl ShardLink {
     pub(super) fn end(&mut self) {
         // Release: pairs with the Acquire in the dispatcher.
         self.common.ending.store(true, Ordering::Release);
-        self.common.doorbell.ring(MAILBOX);
+        self.common.door.doorbell.ring(MAILBOX);
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -177,6 +177,7 @@ impl Drop for Ended {
         // Nobody reads what is left: its senders must not wait for an answer.
         let unread = std::mem::take(&mut *self.0.mailbox.lock());
         drop(unread);
+        self.0.door.close();
     }
 }
 
@@ -191,7 +192,7 @@ async fn run(
 ) {
     let prepared = (layout.view(&arena).map_err(io::Error::other)).and_then(|view| {
         let fixed = plan.registered.as_ref().map(Fixed::new).transpose();
-        Ok((view, fixed.map_err(io::Error::other)?, Dispatcher::new(&common.doorbell)?))
+        Ok((view, fixed.map_err(io::Error::other)?, Dispatcher::new(&common.door)?))
     });
     let (view, fixed, mut dispatcher) = match prepared {
         Ok(prepared) => prepared,

@@ -24,6 +24,11 @@ impl Program {
         written.then(|| self.shadow_orb())
     }
 
+    /// The ORB that starts the shadow as it was written last.
+    pub(crate) fn shadow(&self) -> Orb {
+        self.shadow_orb()
+    }
+
     /// Points the IDAWs of judged parameters to their private copies.
     fn designate_parameters(&mut self) {
         let mut iova = u64::from(self.iova) + self.parameters_at() as u64;
@@ -48,6 +53,7 @@ impl Program {
     /// size, the shadow's address. Key, path mask and the length, status, suspension and
     /// synchronisation controls stay the guest's (the kernel's `cp_get_orb` does the same). MIDAWs
     /// are gone, and the address limit would be held against addresses that are not the guest's.
+    #[inline]
     fn shadow_orb(&self) -> Orb {
         let kept =
             self.orb.flags() - (OrbFlags::IDAW_2K | OrbFlags::MIDAW | OrbFlags::ADDRESS_LIMIT);

@@ -58,6 +58,19 @@ fn all<T: Send>(intake: &mut Intake<T>) -> Vec<T> {
 }
 
 #[test]
+fn room_is_what_pushes_find() {
+    let (submitter, mut intake) = ring(4);
+    assert!(submitter.has_room(4) && !submitter.has_room(5));
+    submitter.push(1).unwrap();
+    submitter.push(2).unwrap();
+    assert!(submitter.has_room(2) && !submitter.has_room(3));
+    submitter.push_burst([3, 4].into_iter());
+    assert!(submitter.has_room(0) && !submitter.has_room(1));
+    assert_eq!(intake.pop(), Some(1));
+    assert!(submitter.has_room(1) && !submitter.has_room(2));
+}
+
+#[test]
 fn capacity_is_rounded_up() {
     for (asked, given) in [(0, 1), (1, 1), (2, 2), (3, 4), (1000, 1024)] {
         let (submitter, intake) = ring::<u8>(asked);

@@ -102,6 +102,23 @@ impl<T> Ring<T> {
         1 + (1..wanted.min(self.slots.len())).take_while(is_free).count()
     }
 
+    /// Whether that many positions from the first unclaimed one on are free.
+    pub(super) fn has_room(&self, wanted: usize) -> bool {
+        // Acquire: as in `claim`.
+        let mut position = self.tail.load(Ordering::Acquire);
+        loop {
+            // Acquire: as in `claim`.
+            let ticket = self.slot(position).ticket.load(Ordering::Acquire);
+            if ticket == free(position) {
+                return wanted <= self.slots.len() && self.free_run(position, wanted) >= wanted;
+            }
+            match self.next_to_claim(position, ticket) {
+                Some(next) => position = next,
+                None => return wanted == 0,
+            }
+        }
+    }
+
     /// Marks the positions of a claimed run after its first one.
     #[inline(always)]
     pub(super) fn mark_claimed(&self, mut position: usize, end: usize) {

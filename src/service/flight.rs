@@ -1,0 +1,580 @@
+//! One request, from the ring to its end: fetch, check, emit; hold; start; interrupt; finish.
+//!
+//! Each step is a plain function; what has to be waited for is polled (`task.rs` awaits it).
+
+use std::rc::Rc;
+use std::task::{Context as TaskContext, Poll, ready};
+
+use vfio_ccw_metrics::{DeviceClass, Outcome};
+use vfio_ccw_pinning::Hold;
+
+use crate::architecture::{
+    DeviceStatus, Function, IrbHead, Orb, OrbFlags, Scsw, ScswFlags, SubchannelStatus,
+};
+use crate::backend::{Backend, Errno};
+use crate::channel_subsystem::Entry;
+use crate::shadow::Slot;
+use crate::subchannel::{Origin, Request, Tag};
+use crate::translation::Program;
+
+use super::context::{Context, Stamps};
+use super::delivery::Completion;
+use super::refusal::{Refusal, outcome};
+use super::task::Seat;
+use super::unfetched::Unfetched;
+use super::view::View;
+
+/// Completions that one program may have in a ring for its PCI flags. More are told with its end,
+/// so that a program cannot flood the ring.
+const PROGRESS_REPORTS: u32 = 16;
+
+/// The buffers that one program needs while it runs. They go from program to program.
+#[derive(Debug, Default)]
+pub(super) struct Flight {
+    program: Program,
+    hold: Hold,
+    slot: Option<Slot>,
+    irb: IrbHead,
+}
+
+/// What a passage waits for next.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// Its pages: [`Passage::poll_pages`].
+    Hold,
+    /// The device: [`Passage::poll_end`].
+    Interrupt,
+    /// RESUME SUBCHANNEL: [`Passage::poll_resumption`].
+    Resumption,
+    /// Nothing: [`Passage::finish`]. An error: it never ran to an end of its own.
+    Over(Result<(), Refusal>),
+}
+
+/// A flight's buffers while a program has them.
+struct Lent<'a> {
+    context: &'a Context,
+    flight: Option<Box<Flight>>,
+}
+
+impl std::ops::Deref for Lent<'_> {
+    type Target = Flight;
+
+    #[inline(always)]
+    fn deref(&self) -> &Flight {
+        self.flight.as_deref().expect("there until it is dropped")
+    }
+}
+
+impl std::ops::DerefMut for Lent<'_> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut Flight {
+        self.flight.as_deref_mut().expect("there until it is dropped")
+    }
+}
+
+impl Drop for Lent<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(mut flight) = self.flight.take() {
+            // Normally it is neither in line nor holds anything: only after a panic. What it holds then
+            // stays pinned, and `Hold` says so.
+            self.context.plan.pool.forget(&mut flight.hold);
+            if !flight.hold.is_holding() {
+                self.context.flights.borrow_mut().push(flight);
+            }
+        }
+    }
+}
+
+/// A request that was accepted and must be completed exactly once.
+struct Accepted<'a> {
+    seat: &'a Seat,
+    class: DeviceClass,
+    request: Request,
+    completed: bool,
+}
+
+/// A request on its way.
+#[must_use]
+pub(super) struct Passage<'a> {
+    accepted: Accepted<'a>,
+    /// The program as it is entered: the request's, or from where it was suspended.
+    orb: Orb,
+    entry: Entry,
+    /// The device itself fetches the program, since that may change itself.
+    unfetched: bool,
+    flight: Lent<'a>,
+    /// Guest memory that the program was fetched under: it stays until the program has ended.
+    view: Option<Rc<View>>,
+    stamps: Stamps,
+    /// HALT, CLEAR or a dropped future: the device was told.
+    stopping: Option<Function>,
+    /// Number of the start function that a suspended program of a ring or a future is.
+    suspended: Option<Tag>,
+    /// Times that word of progress was delivered.
+    reports: u32,
+}
+
+impl<'a> Passage<'a> {
+    #[inline]
+    pub(super) fn of(seat: &'a Seat, class: DeviceClass, request: Request) -> Self {
+        let context = &*seat.context;
+        context.metrics.counters().starts.add(1);
+        let flight = context.flights.borrow_mut().pop().unwrap_or_default();
+        Passage {
+            accepted: Accepted { seat, class, request, completed: false },
+            orb: request.orb,
+            entry: Entry::Start,
+            unfetched: false,
+            flight: Lent { context, flight: Some(flight) },
+            view: None,
+            stamps: Stamps::take(context),
+            stopping: None,
+            suspended: None,
+            reports: 0,
+        }
+    }
+
+    fn seat(&self) -> &'a Seat {
+        self.accepted.seat
+    }
+
+    fn request(&self) -> &Request {
+        &self.accepted.request
+    }
+
+    /// Up to the start, or to what has to be waited for before.
+    #[inline]
+    pub(super) fn prepare<B: Backend>(&mut self, backend: &mut B) -> Next {
+        if !self.orb.flags().contains(OrbFlags::PREFETCH) {
+            match self.seat().context.plan.unfetched {
+                Unfetched::Execute => self.unfetched = true,
+                Unfetched::Prefetch => {}
+                Unfetched::Refuse => {
+                    self.count_unfetched();
+                    return Next::Over(Err(Refusal::Unfetched));
+                }
+            }
+            self.count_unfetched();
+        }
+        self.leg(backend)
+    }
+
+    fn count_unfetched(&self) {
+        self.seat().context.metrics.counters().unfetched.add(1);
+    }
+
+    /// From the CCW that it is entered at.
+    #[inline]
+    fn leg<B: Backend>(&mut self, backend: &mut B) -> Next {
+        if self.unfetched {
+            // The device reaches guest memory through its own view, which it keeps while it runs.
+            (self.stamps.translated, self.stamps.pinned) = (self.stamps.taken, self.stamps.taken);
+            return self.start(backend, self.orb);
+        }
+        let (seat, context) = (self.seat(), &*self.seat().context);
+        let Flight { program, hold, slot, .. } = &mut *self.flight;
+        let view = self.view.insert(seat.view.borrow().clone());
+        match self.entry {
+            Entry::Start => program.fetch(&self.orb, &view.map, &seat.rules, hold),
+            Entry::Resume => program.refetch(&self.orb, &view.map, &seat.rules, hold),
+        }
+        let Some(shadow) = emit(context, program, slot) else {
+            return Next::Over(Err(Refusal::NoShadow { bytes: program.bytes() }));
+        };
+        self.stamps.translated = self.stamps.now(context);
+
+        let is_covered = (seat.pinning.borrow().whole_guest.as_ref())
+            .map(|whole_guest| whole_guest.cover(hold))
+            .is_some();
+        hold.limit_bytes(seat.share);
+        if !is_covered && !context.plan.pool.try_hold(hold) {
+            return Next::Hold;
+        }
+        count_hold(context, hold);
+        self.start(backend, shadow)
+    }
+
+    /// Waits for its pages, however long that takes, unless it is stopped.
+    pub(super) fn poll_pages<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Next> {
+        let (seat, context) = (self.seat(), &*self.seat().context);
+        let pool = &context.plan.pool;
+        if let Poll::Ready(held) = pool.poll_hold(&mut self.flight.hold, cx) {
+            count_hold(context, &self.flight.hold);
+            return Poll::Ready(match held {
+                Err(error) => Next::Over(Err(error.into())),
+                Ok(()) => {
+                    let shadow = self.flight.program.shadow();
+                    self.start(backend, shadow)
+                }
+            });
+        }
+        let mut rung = false;
+        let refusal = loop {
+            if seat.shared.is_leaving() {
+                break Refusal::Detached;
+            }
+            if let Some(refusal) = seat.stopped(self.request()) {
+                break refusal;
+            }
+            if seat.runner.poll_rung().is_pending() {
+                if rung {
+                    // Whatever else it was for is looked at after this program.
+                    seat.runner.keep();
+                }
+                return Poll::Pending;
+            }
+            rung = true;
+        };
+        pool.forget(&mut self.flight.hold);
+        count_hold(context, &self.flight.hold);
+        Poll::Ready(Next::Over(Err(refusal)))
+    }
+
+    /// Writes the I/O region.
+    #[inline]
+    fn start<B: Backend>(&mut self, backend: &mut B, orb: Orb) -> Next {
+        let seat = self.seat();
+        self.stamps.pinned = self.stamps.now(&seat.context);
+        // From here on it cannot be cancelled.
+        if let Origin::Instruction(tag) = self.request().origin
+            && !seat.shared.cell().begin(tag)
+        {
+            let refusal = seat.stopped(self.request()).unwrap_or(Refusal::Cancelled);
+            return Next::Over(Err(refusal));
+        }
+        if let Err(errno) = backend.start(&orb, self.entry) {
+            return Next::Over(Err(errno.into()));
+        }
+        self.stamps.started = self.stamps.now(&seat.context);
+        Next::Interrupt
+    }
+
+    /// Waits for the interrupt that tells of its end or suspension. Where it is stopped meanwhile, the
+    /// device hears of it.
+    #[inline]
+    pub(super) fn poll_end<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Next> {
+        let mut rung = false;
+        let ended = loop {
+            let polled = {
+                let mut progress = |irb| self.progress(irb);
+                backend.poll_interrupt(cx, &mut progress)
+            };
+            if let Poll::Ready(ended) = polled {
+                break ended;
+            }
+            if self.seat().runner.poll_rung().is_pending() {
+                if rung {
+                    self.seat().runner.keep();
+                }
+                return Poll::Pending;
+            }
+            rung = true;
+            self.attend(backend);
+        };
+        if rung {
+            self.seat().runner.keep();
+        }
+        Poll::Ready(match ended.and_then(|()| backend.read(&mut self.flight.irb)) {
+            Ok(()) => self.arrive(),
+            Err(errno) => Next::Over(Err(errno.into())),
+        })
+    }
+
+    /// It was rung for while its program runs.
+    #[cold]
+    fn attend<B: Backend>(&mut self, backend: &mut B) {
+        if self.seat().shared.is_leaving() {
+            backend.release();
+        }
+        if self.stopping.is_none()
+            && let Some(Refusal::Stopped(function)) = self.seat().stopped(self.request())
+        {
+            self.stopping = Some(function);
+            backend.stop(function);
+        }
+    }
+
+    /// The device has ended, or suspended, the program.
+    #[inline]
+    fn arrive(&mut self) -> Next {
+        let context = &*self.seat().context;
+        self.stamps.interrupted = self.stamps.now(context);
+        context.metrics.counters().interrupts.add(1);
+        if !self.unfetched {
+            let Flight { program, irb, .. } = &mut *self.flight;
+            program.back_map_in_place(irb);
+        }
+        if let Some(function) = self.stopping {
+            return Next::Over(Err(Refusal::Stopped(function)));
+        }
+        if !self.flight.irb.scsw.flags().contains(ScswFlags::SUSPENDED) {
+            return Next::Over(Ok(()));
+        }
+        // The device is at rest, and when the program goes on it is fetched anew: nothing is kept.
+        self.land();
+        self.suspend();
+        Next::Resumption
+    }
+
+    /// Waits until it is resumed. Meanwhile it is not running: it goes on with the memory and the
+    /// pinning mode that there are then.
+    pub(super) fn poll_resumption<B: Backend>(
+        &mut self,
+        backend: &mut B,
+        _cx: &mut TaskContext<'_>,
+    ) -> Poll<Next> {
+        let seat = self.seat();
+        loop {
+            seat.keep_up(|memory| backend.see(memory));
+            let refusal = match seat.stopped(self.request()) {
+                _ if seat.shared.is_leaving() => Refusal::Detached,
+                Some(refusal) => refusal,
+                None if seat.shared.cell().is_resumed(self.tag()) => break,
+                None => {
+                    ready!(seat.runner.poll_rung());
+                    continue;
+                }
+            };
+            self.end_suspension();
+            seat.ended.set(Some(self.flight.irb));
+            return Poll::Ready(Next::Over(Err(refusal)));
+        }
+        self.end_suspension();
+        self.orb = self.orb.with_cpa(self.flight.irb.scsw.cpa().wrapping_sub(8));
+        self.entry = Entry::Resume;
+        Poll::Ready(self.leg(backend))
+    }
+
+    /// Number of the start function of the subchannel that the suspended program is.
+    fn tag(&self) -> Tag {
+        match self.request().origin {
+            Origin::Instruction(tag) => tag,
+            _ => self.suspended.unwrap_or_default(),
+        }
+    }
+
+    /// For a ring or a future the subchannel has a start function only while it is suspended.
+    fn end_suspension(&mut self) {
+        if let Some(tag) = self.suspended.take() {
+            self.seat().shared.cell().end_suspension(tag);
+        }
+    }
+
+    /// The device is done with the program: its pages and its shadow are free.
+    #[inline]
+    fn land(&mut self) {
+        let context = &self.seat().context;
+        let mode = self.seat().pinning.borrow().mode;
+        context.plan.pool.release(&mut self.flight.hold, mode);
+        if self.flight.slot.as_ref().is_some_and(Slot::is_large)
+            && let Some(slot) = self.flight.slot.take()
+        {
+            context.arena.borrow_mut().give_back(slot);
+        }
+        self.view = None;
+    }
+
+    /// The end of a request that never began.
+    #[cold]
+    pub(super) fn refuse(mut self, refusal: &Refusal) {
+        self.end_with(refusal);
+    }
+
+    /// Its end, whatever it was.
+    #[inline]
+    pub(super) fn finish<B: Backend>(mut self, backend: &mut B, result: Result<(), Refusal>) {
+        self.land();
+        let context = &*self.seat().context;
+        let (read, written) = backend.take_moved();
+        context.metrics.counters().read_bytes.add(read);
+        context.metrics.counters().written_bytes.add(written);
+        match result {
+            Ok(()) => {
+                let outcome = match self.seat().rules.policy.is_empty() {
+                    true => outcome(&self.flight.irb.scsw),
+                    false => self.judged_outcome(backend),
+                };
+                self.complete(outcome);
+                self.stamps.record(context, self.accepted.class, self.request().submitted);
+            }
+            Err(refusal) => self.end_with(&refusal),
+        }
+    }
+
+    /// How a program is counted whose commands were judged.
+    #[cold]
+    fn judged_outcome<B: Backend>(&self, backend: &B) -> Outcome {
+        let refused = match self.unfetched {
+            true => backend.was_refused(),
+            false => self.flight.program.is_refusal(&self.flight.irb),
+        };
+        if refused { Outcome::RefusedPolicy } else { outcome(&self.flight.irb.scsw) }
+    }
+
+    #[cold]
+    fn end_with(&mut self, refusal: &Refusal) {
+        let seat = self.seat();
+        if !refusal.is_wished() {
+            report(&seat.context, refusal, seat.shared.number());
+        }
+        let mut irb = refusal.irb(&self.request().orb);
+        if self.stopping.is_some() {
+            // It ran: how far it came is known.
+            let ended = self.flight.irb;
+            let (device, none) = (DeviceStatus::empty(), SubchannelStatus::empty());
+            let scsw = irb.scsw.with_cpa(ended.scsw.cpa());
+            irb.scsw = scsw.with_status(device, none, ended.scsw.count());
+            seat.ended.set(Some(ended));
+        }
+        self.flight.irb = irb;
+        self.complete(refusal.outcome());
+    }
+
+    /// A CCW with the PCI flag took control.
+    #[cold]
+    fn progress(&mut self, irb: IrbHead) {
+        let irb = if self.unfetched { irb } else { self.flight.program.back_map(irb) };
+        self.reports += 1;
+        let is_ring = matches!(self.request().origin, Origin::Ring { .. });
+        if !is_ring || self.reports <= PROGRESS_REPORTS {
+            self.seat().context.metrics.counters().intermediate.add(1);
+            self.tell(&irb);
+        }
+    }
+
+    /// The program is suspended, and the guest is told unless it asked not to be.
+    #[cold]
+    fn suspend(&mut self) {
+        self.seat().context.metrics.counters().suspensions.add(1);
+        if !matches!(self.request().origin, Origin::Instruction(_)) {
+            // Before anybody hears of it: it may be resumed at once.
+            self.suspended = Some(self.seat().shared.cell().begin_suspension());
+        }
+        let irb = self.flight.irb;
+        self.tell(&irb);
+    }
+
+    /// Word of what is not the end.
+    fn tell(&self, irb: &IrbHead) {
+        let seat = self.seat();
+        let says_so = irb.scsw.flags().contains(ScswFlags::STATUS_PENDING);
+        match (self.request().origin, &seat.outbox) {
+            (Origin::Instruction(tag), _) => seat.shared.progress(tag, irb),
+            (Origin::Ring { user_data, .. }, Some(outbox)) if says_so => {
+                let subchannel = seat.shared.number();
+                seat.context.send(outbox, Completion { user_data, subchannel, irb: *irb }, None);
+            }
+            // A future hears of its end only.
+            _ => {}
+        }
+    }
+
+    /// The end is delivered, as the IRB has it.
+    #[inline]
+    fn complete(&mut self, outcome: Outcome) {
+        let untold = match self.request().origin {
+            Origin::Instruction(_) => false,
+            Origin::Ring { .. } => self.reports > PROGRESS_REPORTS,
+            Origin::Future { .. } => self.reports > 0,
+        };
+        let irb = &mut self.flight.irb;
+        if untold {
+            irb.scsw = irb.scsw.merged_with(program_controlled());
+        }
+        self.accepted.complete(irb, outcome);
+    }
+}
+
+/// Status with which a CCW with the PCI flag has taken control.
+fn program_controlled() -> Scsw {
+    let pci = SubchannelStatus::PROGRAM_CONTROLLED;
+    Scsw::default().with_status(DeviceStatus::empty(), pci, 0)
+}
+
+impl Accepted<'_> {
+    #[inline(always)]
+    fn complete(&mut self, irb: &IrbHead, outcome: Outcome) {
+        self.completed = true;
+        let (seat, context) = (self.seat, &*self.seat.context);
+        context.metrics.complete(outcome);
+        let of = (self.request.submitted, self.class);
+        match (self.request.origin, &seat.outbox) {
+            (Origin::Ring { user_data, .. }, Some(outbox)) => {
+                let subchannel = seat.shared.number();
+                context.send(outbox, Completion { user_data, subchannel, irb: *irb }, Some(of));
+            }
+            (origin, _) => {
+                seat.shared.complete(origin, irb);
+                context.record_total(of);
+            }
+        }
+    }
+}
+
+impl Drop for Accepted<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if !self.completed {
+            self.lost();
+        }
+    }
+}
+
+impl Accepted<'_> {
+    /// A request must not vanish, whatever bug brought us here: the guest gets an interface-control
+    /// check, a debug build stops.
+    #[cold]
+    fn lost(&mut self) {
+        tracing::error!(
+            subchannel = self.seat.shared.number(),
+            "a request was dropped without completion"
+        );
+        let refusal = Refusal::Device(Errno(libc::EIO));
+        self.complete(&refusal.irb(&self.request.orb), refusal.outcome());
+        debug_assert!(std::thread::panicking(), "a request was dropped without completion");
+    }
+}
+
+/// Writes the shadow program into a slot of the arena.
+#[inline]
+fn emit(context: &Context, program: &mut Program, slot: &mut Option<Slot>) -> Option<Orb> {
+    let mut arena = context.arena.borrow_mut();
+    let slot = arena.slot_for(program.bytes(), slot)?;
+    let host = arena.slot_host(slot)?;
+    program.emit(host, arena.slot_iova(slot))
+}
+
+#[inline]
+fn count_hold(context: &Context, hold: &Hold) {
+    let tally = hold.tally();
+    let counters = context.metrics.counters();
+    counters.pin_gets.add(tally.gets.into());
+    counters.pin_hits.add(tally.hits.into());
+    if tally.hits != tally.gets {
+        counters.pin_misses.add(tally.misses.into());
+        counters.pin_evictions.add(tally.evictions.into());
+        counters.pin_waits.add(tally.waits.into());
+        counters.pin_calls.add(tally.pin_calls.into());
+        counters.pin_unpinned.add(tally.unpinned.into());
+    }
+}
+
+/// Logs the first refusal and then ever fewer: a guest that sends what cannot run must not fill the
+/// log.
+fn report(context: &Context, refusal: &Refusal, subchannel: u32) {
+    let count = context.refusals.get() + 1;
+    context.refusals.set(count);
+    if count.is_power_of_two() {
+        tracing::warn!(subchannel, refusals = count, "{refusal}");
+    }
+}
+
