@@ -132,10 +132,11 @@ impl InProcess {
 
 /// Executes one program after the other on `device`.
 async fn execute_all<D: Device>(mut device: D, port: Rc<Port>, rules: Option<Arc<Rules>>) {
+    let mut memory = port.memory.borrow().clone();
     loop {
         let (orb, entry) = poll_fn(|cx| port.poll_take(cx)).await;
-        let memory = port.memory.borrow().clone();
         if port.is_memory_new.take() {
+            memory = port.memory.borrow().clone();
             device.see(&memory);
         }
         let run =
@@ -190,9 +191,8 @@ impl Backend for InProcess {
     }
 
     #[inline]
-    fn read(&mut self, irb: &mut IrbHead) -> Result<(), Errno> {
-        *irb = self.port.irb.get();
-        Ok(())
+    fn irb(&mut self) -> Result<IrbHead, Errno> {
+        Ok(self.port.irb.get())
     }
 
     fn was_refused(&self) -> bool {

@@ -68,7 +68,7 @@ pub(crate) trait Backend {
     fn release(&mut self);
 
     /// Reads the I/O region: the last IRB.
-    fn read(&mut self, irb: &mut IrbHead) -> Result<(), Errno>;
+    fn irb(&mut self) -> Result<IrbHead, Errno>;
 
     /// Whether the last program was one that nobody had translated, and the policy ended it.
     fn was_refused(&self) -> bool;

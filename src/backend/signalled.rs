@@ -95,9 +95,8 @@ impl Backend for Signalled {
         self.port.stop.release();
     }
 
-    fn read(&mut self, irb: &mut IrbHead) -> Result<(), Errno> {
-        *irb = self.port.irb.get();
-        Ok(())
+    fn irb(&mut self) -> Result<IrbHead, Errno> {
+        Ok(self.port.irb.get())
     }
 
     fn was_refused(&self) -> bool {

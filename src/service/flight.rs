@@ -38,7 +38,7 @@ pub(super) struct Flight {
 }
 
 /// What a passage waits for next.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     /// Its pages: [`Passage::poll_pages`].
     Hold,
@@ -46,8 +46,8 @@ pub(super) enum Next {
     Interrupt,
     /// RESUME SUBCHANNEL: [`Passage::poll_resumption`].
     Resumption,
-    /// Nothing: [`Passage::finish`]. An error: it never ran to an end of its own.
-    Over(Result<(), Refusal>),
+    /// Nothing: it is over, but for [`Passage::finish`].
+    Over,
 }
 
 /// A flight's buffers while a program has them.
@@ -113,6 +113,8 @@ pub(super) struct Passage<'a> {
     suspended: Option<Tag>,
     /// Times that word of progress was delivered.
     reports: u32,
+    /// Why it never ran to an end of its own.
+    refusal: Option<Box<Refusal>>,
 }
 
 impl<'a> Passage<'a> {
@@ -132,9 +134,18 @@ impl<'a> Passage<'a> {
             stopping: None,
             suspended: None,
             reports: 0,
+            refusal: None,
         }
     }
 
+    /// It will not run to an end of its own.
+    #[cold]
+    fn refused(&mut self, refusal: Refusal) -> Next {
+        self.refusal = Some(Box::new(refusal));
+        Next::Over
+    }
+
+    #[inline(always)]
     fn seat(&self) -> &'a Seat {
         self.accepted.seat
     }
@@ -152,7 +163,7 @@ impl<'a> Passage<'a> {
                 Unfetched::Prefetch => {}
                 Unfetched::Refuse => {
                     self.count_unfetched();
-                    return Next::Over(Err(Refusal::Unfetched));
+                    return self.refused(Refusal::Unfetched);
                 }
             }
             self.count_unfetched();
@@ -180,7 +191,8 @@ impl<'a> Passage<'a> {
             Entry::Resume => program.refetch(&self.orb, &view.map, &seat.rules, hold),
         }
         let Some(shadow) = emit(context, program, slot) else {
-            return Next::Over(Err(Refusal::NoShadow { bytes: program.bytes() }));
+            let bytes = program.bytes();
+            return self.refused(Refusal::NoShadow { bytes });
         };
         self.stamps.translated = self.stamps.now(context);
 
@@ -206,7 +218,7 @@ impl<'a> Passage<'a> {
         if let Poll::Ready(held) = pool.poll_hold(&mut self.flight.hold, cx) {
             count_hold(context, &self.flight.hold);
             return Poll::Ready(match held {
-                Err(error) => Next::Over(Err(error.into())),
+                Err(error) => self.refused(error.into()),
                 Ok(()) => {
                     let shadow = self.flight.program.shadow();
                     self.start(backend, shadow)
@@ -232,7 +244,7 @@ impl<'a> Passage<'a> {
         };
         pool.forget(&mut self.flight.hold);
         count_hold(context, &self.flight.hold);
-        Poll::Ready(Next::Over(Err(refusal)))
+        Poll::Ready(self.refused(refusal))
     }
 
     /// Writes the I/O region.
@@ -245,10 +257,10 @@ impl<'a> Passage<'a> {
             && !seat.shared.cell().begin(tag)
         {
             let refusal = seat.stopped(self.request()).unwrap_or(Refusal::Cancelled);
-            return Next::Over(Err(refusal));
+            return self.refused(refusal);
         }
         if let Err(errno) = backend.start(&orb, self.entry) {
-            return Next::Over(Err(errno.into()));
+            return self.refused(errno.into());
         }
         self.stamps.started = self.stamps.now(&seat.context);
         Next::Interrupt
@@ -283,9 +295,9 @@ impl<'a> Passage<'a> {
         if rung {
             self.seat().runner.keep();
         }
-        Poll::Ready(match ended.and_then(|()| backend.read(&mut self.flight.irb)) {
-            Ok(()) => self.arrive(),
-            Err(errno) => Next::Over(Err(errno.into())),
+        Poll::Ready(match ended {
+            Ok(()) => self.arrive(backend),
+            Err(errno) => self.refused(errno.into()),
         })
     }
 
@@ -305,24 +317,47 @@ impl<'a> Passage<'a> {
 
     /// The device has ended, or suspended, the program.
     #[inline]
-    fn arrive(&mut self) -> Next {
+    fn arrive<B: Backend>(&mut self, backend: &mut B) -> Next {
         let context = &*self.seat().context;
         self.stamps.interrupted = self.stamps.now(context);
         context.metrics.counters().interrupts.add(1);
-        if !self.unfetched {
-            let Flight { program, irb, .. } = &mut *self.flight;
-            program.back_map_in_place(irb);
-        }
-        if let Some(function) = self.stopping {
-            return Next::Over(Err(Refusal::Stopped(function)));
-        }
-        if !self.flight.irb.scsw.flags().contains(ScswFlags::SUSPENDED) {
-            return Next::Over(Ok(()));
-        }
-        // The device is at rest, and when the program goes on it is fetched anew: nothing is kept.
+        // The device is done with its pages and its shadow. That comes first: the status was written
+        // just now, piece by piece, and is read as a whole, for which a processor waits until it is
+        // all in its cache.
         self.land();
-        self.suspend();
-        Next::Resumption
+        let (read, written) = backend.take_moved();
+        context.metrics.counters().read_bytes.add(read);
+        context.metrics.counters().written_bytes.add(written);
+        let irb = match backend.irb() {
+            Ok(irb) if self.unfetched => irb,
+            Ok(irb) => self.flight.program.back_map(irb),
+            Err(errno) => return self.refused(errno.into()),
+        };
+        let usual = self.stopping.is_none()
+            && !irb.scsw.flags().contains(ScswFlags::SUSPENDED)
+            && self.seat().rules.policy.is_empty();
+        if usual {
+            self.complete(&irb, outcome(&irb.scsw));
+            self.stamps.record(context, self.accepted.class, self.request().submitted);
+            return Next::Over;
+        }
+        self.flight.irb = irb;
+        self.arrive_unusually(backend)
+    }
+
+    #[cold]
+    fn arrive_unusually<B: Backend>(&mut self, backend: &B) -> Next {
+        if let Some(function) = self.stopping {
+            return self.refused(Refusal::Stopped(function));
+        }
+        if self.flight.irb.scsw.flags().contains(ScswFlags::SUSPENDED) {
+            // The device is at rest, and when the program goes on it is fetched anew: nothing is kept.
+            self.suspend();
+            return Next::Resumption;
+        }
+        let (irb, outcome) = (self.flight.irb, self.judged_outcome(backend));
+        self.complete(&irb, outcome);
+        Next::Over
     }
 
     /// Waits until it is resumed. Meanwhile it is not running: it goes on with the memory and the
@@ -330,7 +365,6 @@ impl<'a> Passage<'a> {
     pub(super) fn poll_resumption<B: Backend>(
         &mut self,
         backend: &mut B,
-        _cx: &mut TaskContext<'_>,
     ) -> Poll<Next> {
         let seat = self.seat();
         loop {
@@ -346,7 +380,7 @@ impl<'a> Passage<'a> {
             };
             self.end_suspension();
             seat.ended.set(Some(self.flight.irb));
-            return Poll::Ready(Next::Over(Err(refusal)));
+            return Poll::Ready(self.refused(refusal));
         }
         self.end_suspension();
         self.orb = self.orb.with_cpa(self.flight.irb.scsw.cpa().wrapping_sub(8));
@@ -385,28 +419,17 @@ impl<'a> Passage<'a> {
 
     /// The end of a request that never began.
     #[cold]
-    pub(super) fn refuse(mut self, refusal: &Refusal) {
-        self.end_with(refusal);
+    pub(super) fn refuse(mut self, refusal: Refusal) {
+        self.refused(refusal);
+        self.finish();
     }
 
-    /// Its end, whatever it was.
+    /// The end is delivered, where it was not yet.
     #[inline]
-    pub(super) fn finish<B: Backend>(mut self, backend: &mut B, result: Result<(), Refusal>) {
-        self.land();
-        let context = &*self.seat().context;
-        let (read, written) = backend.take_moved();
-        context.metrics.counters().read_bytes.add(read);
-        context.metrics.counters().written_bytes.add(written);
-        match result {
-            Ok(()) => {
-                let outcome = match self.seat().rules.policy.is_empty() {
-                    true => outcome(&self.flight.irb.scsw),
-                    false => self.judged_outcome(backend),
-                };
-                self.complete(outcome);
-                self.stamps.record(context, self.accepted.class, self.request().submitted);
-            }
-            Err(refusal) => self.end_with(&refusal),
+    pub(super) fn finish(mut self) {
+        if let Some(refusal) = self.refusal.take() {
+            self.land();
+            self.end_with(&refusal);
         }
     }
 
@@ -435,8 +458,7 @@ impl<'a> Passage<'a> {
             irb.scsw = scsw.with_status(device, none, ended.scsw.count());
             seat.ended.set(Some(ended));
         }
-        self.flight.irb = irb;
-        self.complete(refusal.outcome());
+        self.complete(&irb, refusal.outcome());
     }
 
     /// A CCW with the PCI flag took control.
@@ -479,18 +501,21 @@ impl<'a> Passage<'a> {
     }
 
     /// The end is delivered, as the IRB has it.
-    #[inline]
-    fn complete(&mut self, outcome: Outcome) {
-        let untold = match self.request().origin {
-            Origin::Instruction(_) => false,
-            Origin::Ring { .. } => self.reports > PROGRESS_REPORTS,
-            Origin::Future { .. } => self.reports > 0,
-        };
-        let irb = &mut self.flight.irb;
-        if untold {
-            irb.scsw = irb.scsw.merged_with(program_controlled());
+    #[inline(always)]
+    fn complete(&mut self, irb: &IrbHead, outcome: Outcome) {
+        let untold = self.reports > 0
+            && match self.request().origin {
+                Origin::Instruction(_) => false,
+                Origin::Ring { .. } => self.reports > PROGRESS_REPORTS,
+                Origin::Future { .. } => true,
+            };
+        match untold {
+            false => self.accepted.complete(irb, outcome),
+            true => {
+                let scsw = irb.scsw.merged_with(program_controlled());
+                self.accepted.complete(&IrbHead { scsw, ..*irb }, outcome);
+            }
         }
-        self.accepted.complete(irb, outcome);
     }
 }
 

@@ -67,15 +67,15 @@ pub(super) async fn run<B: Backend>(mut seat: Seat, mut backend: B) {
             // From here to its end, as in `flight.rs`.
             let mut passage = Passage::of(&seat, backend.class(), request);
             let mut next = passage.prepare(&mut backend);
-            let result = loop {
+            while next != Next::Over {
                 next = match next {
                     Next::Hold => poll_fn(|cx| passage.poll_pages(&mut backend, cx)).await,
                     Next::Interrupt => poll_fn(|cx| passage.poll_end(&mut backend, cx)).await,
-                    Next::Resumption => poll_fn(|cx| passage.poll_resumption(&mut backend, cx)).await,
-                    Next::Over(result) => break result,
-                }
-            };
-            passage.finish(&mut backend, result);
+                    Next::Resumption => poll_fn(|_| passage.poll_resumption(&mut backend)).await,
+                    Next::Over => break,
+                };
+            }
+            passage.finish();
             served += 1;
             if served % REQUESTS_A_TURN == 0 {
                 turn::pass().await;
@@ -112,7 +112,7 @@ impl Seat {
             let request = self.next_request()?;
             match self.stopped(&request) {
                 None => return Some(request),
-                Some(refusal) => self.refuse(request, &refusal),
+                Some(refusal) => self.refuse(request, refusal),
             }
         }
     }
@@ -159,7 +159,7 @@ impl Seat {
     }
 
     /// Ends a request that never began.
-    fn refuse(&self, request: Request, refusal: &Refusal) {
+    fn refuse(&self, request: Request, refusal: Refusal) {
         let passage = Passage::of(self, self.rules.class, request);
         passage.refuse(refusal);
     }
@@ -181,7 +181,7 @@ impl Seat {
                     self.next.set(Some(request));
                     break;
                 }
-                self.refuse(request, &Refusal::Stopped(urgent.function));
+                self.refuse(request, Refusal::Stopped(urgent.function));
             }
             self.count(urgent.function);
             let active = ScswFlags::SUBCHANNEL_ACTIVE | ScswFlags::DEVICE_ACTIVE;
@@ -241,7 +241,7 @@ impl Seat {
         self.perform_functions();
         while let Some(request) = self.next_request() {
             let refusal = self.stopped(&request).unwrap_or(Refusal::Detached);
-            self.refuse(request, &refusal);
+            self.refuse(request, refusal);
         }
     }
 }

@@ -14,20 +14,18 @@ impl Program {
     /// * Format, prefetch control and the other controls are those of the guest's ORB.
     ///
     /// Residual counts need nothing: they count the same bytes.
-    pub fn back_map(&self, mut irb: IrbHead) -> IrbHead {
-        self.back_map_in_place(&mut irb);
-        irb
-    }
-
-    /// The same where the status stands: copying it costs as much as mapping it.
     #[inline]
-    pub(crate) fn back_map_in_place(&self, irb: &mut IrbHead) {
-        irb.scsw = irb.scsw.with_controls_of(&self.orb);
-        let Some(used) = self.used(irb.scsw.cpa()) else { return };
-        irb.scsw = irb.scsw.with_cpa(self.guest_address(used));
-        if irb.scsw.subchannel_status().contains(SubchannelStatus::PROGRAM_CHECK) {
-            self.explain_check(irb, used.saturating_sub(1));
+    pub fn back_map(&self, irb: IrbHead) -> IrbHead {
+        let scsw = irb.scsw.with_controls_of(&self.orb);
+        let Some(used) = self.used(scsw.cpa()) else {
+            return IrbHead { scsw, ..irb };
+        };
+        let scsw = scsw.with_cpa(self.guest_address(used));
+        let mut mapped = IrbHead { scsw, ..irb };
+        if scsw.subchannel_status().contains(SubchannelStatus::PROGRAM_CHECK) {
+            self.explain_check(&mut mapped, used.saturating_sub(1));
         }
+        mapped
     }
 
     /// A program check at CCW `used` of the shadow: that of the guest's CCW, if it was made to fail.
