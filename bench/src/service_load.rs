@@ -53,8 +53,10 @@ impl NullLoad {
         let (delivery, completions) = Completions::ring(count.next_power_of_two())?;
         let mut subchannels = Vec::with_capacity(count);
         for index in 0..count as u32 {
-            // A page of programs, then a page of data for each subchannel.
-            let (program, data) = (index * 2 * DATA, (index * 2 + 1) * DATA);
+            // A page of programs, then a page of data for each subchannel. Programs begin anywhere in
+            // their page: at its start they would all compete for one set of each cache.
+            let program = index * 2 * DATA + index * 64 % DATA;
+            let data = (index * 2 + 1) * DATA;
             let write = Ccw::new(0x01, data, DATA as u16);
             memory.write_slice(&write.to_format_1(), GuestAddress(program.into()))?;
             let subchannel = service.attach(DeviceSpec::Null, delivery.clone())?;

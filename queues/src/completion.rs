@@ -81,6 +81,13 @@ impl<T> CompletionSender<T> {
         self.shared.spill(refused);
     }
 
+    /// Asks for the lines of the entry that will come `ahead` others after the next one: a hint, for a
+    /// producer that gathers a burst.
+    #[inline]
+    pub fn prefetch(&self, ahead: usize) {
+        self.submitter.prefetch(ahead);
+    }
+
     /// Publishes several entries next to each other, for the price of one; as [`push`](Self::push)
     /// otherwise.
     pub fn push_burst(&self, mut entries: impl ExactSizeIterator<Item = T>) {

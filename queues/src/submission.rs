@@ -137,6 +137,13 @@ impl<T> Submitter<T> {
         ClaimedRun { ring: &self.ring, position, left: count }.publish_each(entries)
     }
 
+    /// Asks for the lines of the entry that will come `ahead` others after the next one: a hint, for a
+    /// producer that is about to push that many.
+    #[inline]
+    pub fn prefetch(&self, ahead: usize) {
+        self.ring.prefetch(ahead);
+    }
+
     /// Whether there was room for `entries` more just now.
     pub fn has_room(&self, entries: usize) -> bool {
         self.ring.has_room(entries)

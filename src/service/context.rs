@@ -99,7 +99,10 @@ impl Context {
             Err(error) => return tracing::error!(%error, "guest memory stays as it was"),
         }
         let bits = self.runners.borrow().len();
-        (0..bits).for_each(|bit| self.ring(bit));
+        for bit in 0..bits {
+            let runner = self.runners.borrow()[bit].clone();
+            runner.iter().for_each(|runner| runner.tell_news());
+        }
     }
 
     /// Takes a subchannel in: it is rung for at `bit`.
@@ -171,7 +174,7 @@ impl Context {
             Mail::Switch(shared, switch) => match self.runner_of(&shared) {
                 Some(runner) => {
                     runner.switch.put(switch, &self.plan.aside);
-                    runner.ring();
+                    runner.tell_news();
                 }
                 // Detached.
                 None => self.plan.aside.put(switch.pinning),

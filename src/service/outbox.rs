@@ -43,6 +43,7 @@ impl Outbox {
         metrics: &ShardMetrics,
     ) -> bool {
         let mut waiting = self.waiting.borrow_mut();
+        self.sender.prefetch(waiting.len());
         waiting.push((completion, of));
         if waiting.len() >= TOGETHER {
             self.publish(&mut waiting, clock, metrics);

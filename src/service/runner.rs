@@ -38,6 +38,8 @@ pub(super) struct Runner {
     /// Where its next request will lie.
     next_entry: Cell<Option<NextEntry>>,
     pub(super) switch: SwitchBox,
+    /// Guest memory has another layout, or there is a switch.
+    has_news: Cell<bool>,
 }
 
 /// How far the future of a subchannel is.
@@ -63,6 +65,7 @@ impl Runner {
             has_urgent: Cell::new(false),
             next_entry: Cell::new(None),
             switch: SwitchBox::default(),
+            has_news: Cell::new(false),
         })
     }
 
@@ -160,6 +163,18 @@ impl Runner {
         let first = urgent.pop_front();
         self.has_urgent.set(!urgent.is_empty());
         first
+    }
+
+    /// Something that tasks keep up with has changed.
+    pub(super) fn tell_news(&self) {
+        self.has_news.set(true);
+        self.ring();
+    }
+
+    /// Whether something has changed since this was last asked.
+    #[inline]
+    pub(super) fn take_news(&self) -> bool {
+        self.has_news.get() && self.has_news.replace(false)
     }
 
     /// Says where the next request will lie, before waiting for it.

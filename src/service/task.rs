@@ -210,6 +210,13 @@ impl Seat {
     /// to.
     #[inline]
     pub(super) fn keep_up(&self, see: impl FnOnce(&Arc<DmaSpace>)) {
+        if self.runner.take_news() {
+            self.take_up_news(see);
+        }
+    }
+
+    #[cold]
+    fn take_up_news(&self, see: impl FnOnce(&Arc<DmaSpace>)) {
         if self.context.has_moved_on_from(&self.view.borrow()) {
             let view = self.context.view();
             see(&view.dma);
@@ -220,7 +227,6 @@ impl Seat {
         }
     }
 
-    #[cold]
     fn switch(&self, switch: Switch) {
         let Switch { pinning, done } = switch;
         self.shared.set_mode(pinning.mode);

@@ -2,6 +2,7 @@
 
 use crossbeam_utils::CachePadded;
 
+use crate::prefetch;
 use crate::slot::Slot;
 use crate::sync::{Arc, AtomicUsize, Ordering, shared_slice};
 
@@ -100,6 +101,18 @@ impl<T> Ring<T> {
             self.slot(position).ticket.load(Ordering::Acquire) == free(position)
         };
         1 + (1..wanted.min(self.slots.len())).take_while(is_free).count()
+    }
+
+    /// Asks for the lines of the slot that is `ahead` of the first unclaimed one.
+    #[inline(always)]
+    pub(super) fn prefetch(&self, ahead: usize) {
+        // Relaxed: a hint.
+        let position = self.tail.load(Ordering::Relaxed).wrapping_add(ahead);
+        let slot: *const TicketedSlot<T> = self.slot(position);
+        prefetch::for_write(slot);
+        if size_of::<TicketedSlot<T>>() > 32 {
+            prefetch::for_write(slot.wrapping_add(1).cast::<u8>().wrapping_sub(1));
+        }
     }
 
     /// Whether that many positions from the first unclaimed one on are free.
