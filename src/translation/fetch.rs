@@ -192,10 +192,12 @@ impl Fetch<'_> {
                 }
                 Found::Ccw(ccw) => self.command(program, &ccw),
                 Found::Shadow(index) => self.repeat(program, index),
-                Found::Elided(index) => {
-                    let Elided { address, count, .. } = program.elided[index];
-                    self.keep_transfer(program, address, count)
-                }
+                Found::Elided(index) => match program.elided[index] {
+                    Elided { leads: true, address, count, .. } => {
+                        self.keep_transfer(program, address, count)
+                    }
+                    Elided { count, .. } => self.stop_at_transfer(program, count),
+                },
             };
             let skips = match flow {
                 Flow::To(address, ccw) => {
@@ -326,12 +328,9 @@ impl Fetch<'_> {
 
     /// A TIC at guest address `at`, read now.
     fn transfer(&mut self, program: &mut Program, tic: &Ccw, at: u32, skippable: bool) -> Flow {
-        let target = u64::from(tic.address);
-        let odd = self.format_1 && (!tic.flags.is_empty() || tic.count != 0);
         let first = program.ccws.is_empty() && self.starts;
-        if first || odd || !target.is_multiple_of(8) || target >= self.address_limit() {
-            self.push_stop(program, CcwFlags::empty(), tic.count, Cause::Program);
-            return Flow::End;
+        if first || !self.leads(tic) {
+            return self.stop_at_transfer(program, tic.count);
         }
         let reached_by_tic = program.segments.last().is_none_or(|segment| segment.len == 0);
         let known = tic.address == at
@@ -341,20 +340,34 @@ impl Fetch<'_> {
         if skippable || reached_by_tic || known || full {
             return self.keep_transfer(program, tic.address, tic.count);
         }
-        let Ok(next) = self.read(target) else {
+        let Ok(next) = self.read(tic.address.into()) else {
             // Settled at the end.
             return self.keep_transfer(program, tic.address, tic.count);
         };
-        program.elided.push(Elided { at, address: tic.address, count: tic.count });
+        program.elided.push(Elided { at, address: tic.address, count: tic.count, leads: true });
         self.open_segment(program, tic.address);
         if next.is_tic(self.format_1) {
             // A TIC may not lead to a TIC; other ways to this one are its own affair.
             let Ccw { address, count, .. } = next;
-            program.elided.push(Elided { at: tic.address, address, count });
+            let leads = self.leads(&next);
+            program.elided.push(Elided { at: tic.address, address, count, leads });
             program.push_stop(CcwFlags::empty(), count, Cause::Program);
             return Flow::End;
         }
         Flow::To(tic.address, next)
+    }
+
+    /// Whether a TIC, wherever it is reached from, may lead anywhere.
+    fn leads(&self, tic: &Ccw) -> bool {
+        let odd = self.format_1 && (!tic.flags.is_empty() || tic.count != 0);
+        let target = u64::from(tic.address);
+        !odd && target.is_multiple_of(8) && target < self.address_limit()
+    }
+
+    /// A TIC that leads nowhere.
+    fn stop_at_transfer(&mut self, program: &mut Program, count: u16) -> Flow {
+        self.push_stop(program, CcwFlags::empty(), count, Cause::Program);
+        Flow::End
     }
 
     /// A TIC that stays one.
@@ -374,7 +387,8 @@ impl Fetch<'_> {
             let Transfer { address, count, .. } = program.transfers[transfer as usize];
             return self.keep_transfer(program, address, count);
         }
-        if !self.fits(&shadow, self.leader) {
+        // Where a skip leads here, too, it is reached as a command as well.
+        if !self.fits(&shadow, self.leader) || self.contested && !self.fits(&shadow, None) {
             self.push_stop(program, shadow.flags, shadow.count, Cause::Program);
             return Flow::End;
         }
@@ -577,7 +591,7 @@ impl Fetch<'_> {
 mod tests {
     use super::*;
     use crate::shadow::{GUEST_IOVA, UNMAPPED_IOVA};
-    use crate::translation::{Limits, Policy};
+    use crate::translation::{Limits, Policy, StorageKey, StorageKeys};
     use std::sync::Arc;
     use vfio_ccw_metrics::DeviceClass;
     use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -677,6 +691,15 @@ mod tests {
         }
     }
 
+    /// All of storage has key 1.
+    struct KeyOne;
+
+    impl StorageKeys for KeyOne {
+        fn key(&self, _address: u64) -> StorageKey {
+            StorageKey { access: 1, fetch_protected: false }
+        }
+    }
+
     fn commands(program: &Program) -> Vec<u8> {
         program.ccws.iter().map(|ccw| ccw.command).collect()
     }
@@ -747,6 +770,37 @@ mod tests {
             assert_eq!(program.segments.len(), 1, "{tic:?}");
             assert_eq!(program.ccws[1], stop(), "{tic:?}");
         }
+    }
+
+    #[test]
+    fn an_odd_transfer_is_a_stop_whichever_way_it_is_reached() {
+        let map = guest();
+        let nop = Ccw::new(command::NOP, 0, 0).with(CC);
+        let search = Ccw::new(0x31, 0x1000, 5).with(CC);
+        let tic = |address| Ccw::new(command::TIC, address, 0);
+        // Behind the search's own TIC one leads to the odd one, and a chain runs into it.
+        put(&map, 0x100, &[search, tic(0x118), tic(0x120), nop, Ccw::new(command::TIC, 0x100, 1)]);
+        let (program, _) = fetch(&map, Orb::new(0x100));
+        let nop = program.index_of(0x118).expect("the search's own TIC leads there") as usize;
+        assert_eq!(program.ccws[nop + 1], stop(), "{:?}", program.ccws);
+    }
+
+    #[test]
+    fn what_a_skip_leads_to_fits_as_a_command_too() {
+        let map = guest();
+        let chain_data = CcwFlags::CHAIN_DATA;
+        // The search fetches data from 0x1000 and 0x2000, and then from 0x3000, where it goes on to the
+        // first part: a skip comes to the second part, which as a command is a read.
+        put(&map, 0x100, &[Ccw::new(command::NOP, 0, 0).with(CC), Ccw::new(command::TIC, 0x208, 0)]);
+        let search = Ccw::new(0x31, 0x1000, 8).with(chain_data);
+        let middle = Ccw::new(command::FBA_READ, 0x2000, 8).with(chain_data);
+        let last = Ccw::new(command::FBA_READ, 0x3000, 8).with(CC);
+        put(&map, 0x200, &[last, search, middle, Ccw::new(command::TIC, 0x200, 0)]);
+        let rules = Rules { keys: Some(Arc::new(KeyOne)), ..Rules::default() };
+        let (mut program, mut hold) = (Program::default(), Hold::default());
+        program.fetch(&Orb::new(0x100).with_key(1), &map, &rules, &mut hold);
+        let code = commands(&program);
+        assert_eq!(code, [command::NOP, 0x31, command::FBA_READ, command::FBA_READ, 0x31, 0, 0]);
     }
 
     #[test]

@@ -107,6 +107,8 @@ pub(super) struct Elided {
     /// Where it leads.
     pub(super) address: u32,
     pub(super) count: u16,
+    /// It may lead there. One that may not is known because another leads to it.
+    pub(super) leads: bool,
 }
 
 /// A data-chained CCW whose own command, which means nothing, says that no data moves: it gets that
