@@ -69,7 +69,7 @@ impl Guest {
 
         let pmcw = self.disk.stsch().pmcw;
         let disabled = pmcw.with(pmcw.flags() - PmcwFlags::ENABLED, pmcw.isc());
-        assert_eq!(self.disk.msch(&disabled), Cc::Cc0);
+        assert_eq!(self.disk.msch(&disabled.into())?, Cc::Cc0);
         println!("disabled: SSCH cc {}", self.disk.ssch(&Orb::new(PROGRAM))? as u8);
         Ok(())
     }

@@ -17,7 +17,9 @@ use std::time::Instant;
 
 use bench_guest::fba::{self, Image};
 use bench_guest::{Bench, STALL};
-use vfio_ccw::architecture::{Ccw, CcwFlags, Midaw, MidawFlags, Orb, OrbFlags, command};
+use vfio_ccw::architecture::{
+    Ccw, CcwFlags, IoInterruption, Midaw, MidawFlags, Orb, OrbFlags, command,
+};
 use vfio_ccw::translation::{Program, Rules};
 use vfio_ccw::{
     Cc, Completions, Delivery, DeviceSpec, Driver, DriverChoice, Interrupts, Mode, Policy, Service,
@@ -271,10 +273,10 @@ struct Pending {
     vcpu: Thread,
 }
 
-impl Trigger for Pending {
-    fn trigger(&self, number: u32) -> io::Result<()> {
+impl Trigger<IoInterruption> for Pending {
+    fn trigger(&self, interruption: &IoInterruption) -> io::Result<()> {
         // Release: pairs with the Acquire in `Instructions::ended`.
-        self.bits.fetch_or(1 << number, Ordering::Release);
+        self.bits.fetch_or(1 << interruption.subchannel.number(), Ordering::Release);
         self.vcpu.unpark();
         Ok(())
     }

@@ -10,7 +10,7 @@ use std::thread;
 
 use bench_guest::{Bench, STALL};
 use vfio_ccw::architecture::{
-    Ccw, IrbHead, Orb, OrbError, OrbFlags, Pmcw, PmcwFlags, ScswFlags, command,
+    Ccw, IoInterruption, IrbHead, Orb, OrbError, OrbFlags, Pmcw, PmcwFlags, ScswFlags, command,
 };
 use vfio_ccw::{Cc, Completions, Delivery, DeviceSpec, Service, Subchannel, SubmitError, Trigger};
 use vfio_ccw_pinning::{Hold, Mode};
@@ -22,15 +22,15 @@ const BUFFER: u32 = 0x2000;
 /// An interrupt controller that counts, and passes on which subchannel interrupts.
 struct Line {
     pulled: AtomicU32,
-    out: SyncSender<u32>,
+    out: SyncSender<IoInterruption>,
     broken: AtomicBool,
 }
 
-impl Trigger for Line {
-    fn trigger(&self, number: u32) -> io::Result<()> {
+impl Trigger<IoInterruption> for Line {
+    fn trigger(&self, interruption: &IoInterruption) -> io::Result<()> {
         // Relaxed: the channel orders what is looked at.
         self.pulled.fetch_add(1, Ordering::Relaxed);
-        self.out.send(number).map_err(io::Error::other)?;
+        self.out.send(*interruption).map_err(io::Error::other)?;
         match self.broken.load(Ordering::Relaxed) {
             true => Err(io::Error::other("no wire")),
             false => Ok(()),
@@ -42,7 +42,7 @@ impl Trigger for Line {
 struct Rig {
     bench: Bench,
     line: Arc<Line>,
-    interrupts: Receiver<u32>,
+    interrupts: Receiver<IoInterruption>,
     subchannel: Subchannel,
 }
 
@@ -64,8 +64,8 @@ impl Rig {
 
     #[track_caller]
     fn interrupt(&self) {
-        let number = self.interrupts.recv_timeout(STALL).expect("a program never ended");
-        assert_eq!(number, self.subchannel.number());
+        let interruption = self.interrupts.recv_timeout(STALL).expect("a program never ended");
+        assert_eq!(interruption.subchannel, self.subchannel.id());
     }
 
     /// Holds the whole pin budget: a program that is started meanwhile stays in progress.
@@ -95,7 +95,7 @@ fn a_start_goes_through_its_states() {
     let dam = rig.dam();
     assert_eq!(rig.ssch(), Cc::Cc0);
     assert_eq!(rig.ssch(), Cc::Cc2, "a start function is in progress");
-    assert_eq!(subchannel.msch(&subchannel.stsch().pmcw), Cc::Cc2);
+    assert_eq!(subchannel.msch(&subchannel.stsch()), Ok(Cc::Cc2));
     let (cc, irb) = subchannel.tsch();
     assert_eq!(cc, Cc::Cc1);
     let progress = ScswFlags::START_FUNCTION | ScswFlags::START_PENDING;
@@ -106,7 +106,7 @@ fn a_start_goes_through_its_states() {
 
     rig.interrupt();
     assert_eq!(rig.ssch(), Cc::Cc1, "status is pending");
-    assert_eq!(subchannel.msch(&subchannel.stsch().pmcw), Cc::Cc1);
+    assert_eq!(subchannel.msch(&subchannel.stsch()), Ok(Cc::Cc1));
     let stored = subchannel.stsch().scsw;
     assert_eq!(subchannel.stsch().scsw, stored, "STSCH does not clear status");
     let (cc, irb) = subchannel.tsch();
@@ -182,7 +182,7 @@ fn operand_exceptions_come_before_the_subchannel_is_looked_at() {
         assert_eq!(rig.subchannel.ssch(orb), Err(*error));
     }
     let disabled = rig.subchannel.stsch().pmcw.with(PmcwFlags::empty(), 0);
-    assert_eq!(rig.subchannel.msch(&disabled), Cc::Cc0);
+    assert_eq!(rig.subchannel.msch(&disabled.into()), Ok(Cc::Cc0));
     for (orb, error) in &bad {
         assert_eq!(rig.subchannel.ssch(orb), Err(*error), "also where it would be cc 3");
     }
@@ -200,18 +200,18 @@ fn msch_takes_over_what_it_may_and_nothing_else() {
     let mut wish = Pmcw::single_path(0x1234);
     wish.intparm = 0xdead_beef.into();
     (wish.lpm, wish.pim, wish.pam, wish.pom, wish.chpid) = (0xc0, 0xff, 0xff, 0, [9; 8]);
-    assert_eq!(rig.subchannel.msch(&wish.with(PmcwFlags::ENABLED, 5)), Cc::Cc0);
+    assert_eq!(rig.subchannel.msch(&wish.with(PmcwFlags::ENABLED, 5).into()), Ok(Cc::Cc0));
     let after = rig.subchannel.stsch().pmcw;
     assert_eq!((after.intparm.get(), after.lpm, after.isc()), (0xdead_beef, 0xc0, 5));
     assert_eq!(after.flags(), PmcwFlags::ENABLED | PmcwFlags::DEVICE_VALID);
     let unchanged = |pmcw: &Pmcw| (pmcw.devno, pmcw.pim, pmcw.pam, pmcw.pom, pmcw.chpid);
     assert_eq!(unchanged(&after), unchanged(&before));
 
-    assert_eq!(rig.subchannel.msch(&wish.with(PmcwFlags::empty(), 5)), Cc::Cc0);
+    assert_eq!(rig.subchannel.msch(&wish.with(PmcwFlags::empty(), 5).into()), Ok(Cc::Cc0));
     assert_eq!(rig.ssch(), Cc::Cc3, "not enabled");
     assert_eq!(rig.subchannel.tsch().0, Cc::Cc3, "not enabled");
     assert!(!rig.subchannel.stsch().pmcw.flags().contains(PmcwFlags::ENABLED));
-    assert_eq!(rig.subchannel.msch(&wish.with(PmcwFlags::ENABLED, 1)), Cc::Cc0);
+    assert_eq!(rig.subchannel.msch(&wish.with(PmcwFlags::ENABLED, 1).into()), Ok(Cc::Cc0));
     assert_eq!(rig.ssch(), Cc::Cc0);
     rig.interrupt();
 }
@@ -283,8 +283,8 @@ mod parking {
     }
 }
 
-impl Trigger for Blocking {
-    fn trigger(&self, _number: u32) -> io::Result<()> {
+impl Trigger<IoInterruption> for Blocking {
+    fn trigger(&self, _interruption: &IoInterruption) -> io::Result<()> {
         self.reached.send(()).map_err(io::Error::other)?;
         self.go.pass();
         Ok(())
@@ -349,5 +349,5 @@ fn a_subchannel_outlives_its_service_as_not_operational() {
     let (cc, irb) = subchannel.tsch();
     assert!(cc == Cc::Cc0 && irb.scsw.is_clean_end(), "status that was pending stays: {irb:?}");
     assert_eq!(subchannel.ssch(&Orb::new(PROGRAM)), Ok(Cc::Cc3));
-    assert_eq!(subchannel.tsch().0, Cc::Cc1);
+    assert_eq!(subchannel.tsch().0, Cc::Cc3, "no status, and no device");
 }

@@ -90,7 +90,7 @@ fn on_the_kernels_copy(orb: &Orb, lay_out: &impl Fn(&Rig)) -> Result<(Left, Vec<
     let orb = copy.translate(kernel_memory.regions()[0].host(), KERNEL)?;
 
     let dma = container.channel_space(KERNEL, &kernel_memory);
-    let run = Run { orb, entry: Entry::Start, dma: &dma, rules: None };
+    let run = Run { orb, entry: Entry::Start, dma: &dma, rules: None, stop: None };
     let program = &rig.program;
     let seen = |irb| program.back_map(copy.update_scsw(irb));
     let mut intermediate = Vec::new();

@@ -93,13 +93,13 @@ fn a_suspended_program_goes_through_its_states() {
             drop(wired.interruption());
             assert_eq!(subchannel.ssch(&orb()), Ok(Cc::Cc1), "status is pending");
             assert_eq!(subchannel.rsch(), Cc::Cc1);
-            assert_eq!(subchannel.msch(&pmcw), Cc::Cc1);
+            assert_eq!(subchannel.msch(&pmcw.into()), Ok(Cc::Cc1));
             assert_suspended(&wired.status());
             assert_eq!(subchannel.tsch().0, Cc::Cc1, "TSCH clears status");
             let stored = subchannel.stsch().scsw;
             assert_eq!(stored.flags(), ScswFlags::START_FUNCTION | ScswFlags::SUSPENDED);
             assert_eq!(subchannel.ssch(&orb()), Ok(Cc::Cc2), "the start function is not over");
-            assert_eq!(subchannel.msch(&pmcw), Cc::Cc2);
+            assert_eq!(subchannel.msch(&pmcw.into()), Ok(Cc::Cc2));
             // With the flag still on it suspends once more.
             assert_eq!(subchannel.rsch(), Cc::Cc0);
         }
@@ -111,7 +111,7 @@ fn a_suspended_program_goes_through_its_states() {
         assert_eq!(subchannel.rsch(), Cc::Cc1, "status is pending");
         assert_ended(&wired.status(), 2);
         assert_eq!(subchannel.rsch(), Cc::Cc2, "nothing is suspended");
-        assert_eq!(subchannel.msch(&pmcw), Cc::Cc0);
+        assert_eq!(subchannel.msch(&pmcw.into()), Ok(Cc::Cc0));
         assert!(!wired.is_interrupted());
 
         let totals = bench.service.totals();

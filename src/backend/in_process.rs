@@ -6,7 +6,7 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use vfio_ccw_metrics::DeviceClass;
 use vmm_sys_util::eventfd::EventFd;
@@ -16,7 +16,7 @@ use crate::architecture::{Function, IrbHead, Orb};
 use crate::channel_subsystem::{Device, DmaSpace, End, Entry, Run, execute_judged};
 use crate::translation::Rules;
 
-use super::port::Port;
+use super::port::{Order, Port};
 use super::{Backend, Errno, IoRegion};
 
 /// A device model behind the I/O region of the kernel driver: same layout, same `ret_code`, one
@@ -49,10 +49,15 @@ impl InProcess {
         InProcess { class, port, engine }
     }
 
-    /// Lets it see other memory, from its next program on.
+    /// Lets it see other memory, from its next program on. If none runs, it holds on to the old one no
+    /// longer.
     pub fn set_memory(&mut self, memory: Arc<DmaSpace>) {
-        *self.port.memory.borrow_mut() = memory;
-        self.port.is_memory_new.set(true);
+        self.port.set_memory(memory);
+        if !self.is_pending() {
+            // It waits for nothing but this.
+            let polled = self.engine.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            debug_assert!(polled.is_pending(), "it executes for ever");
+        }
     }
 
     /// Sets the eventfd of the I/O interrupt, or takes it away (SET_IRQS on index 0).
@@ -109,8 +114,8 @@ impl InProcess {
     }
 
     /// Executes the program that was started to its end or suspension, stores its IRB and signals
-    /// the interrupt. For a CCW with the PCI flag, too, the IRB is stored, the interrupt signalled,
-    /// and `intermediate` called.
+    /// the interrupt. For a CCW with the PCI flag, too, the IRB is stored and the interrupt signalled,
+    /// and `intermediate` is given it: of more than 64 before this looks, the first 63 and the last.
     ///
     /// # Errors
     ///
@@ -132,13 +137,16 @@ impl InProcess {
 
 /// Executes one program after the other on `device`.
 async fn execute_all<D: Device>(mut device: D, port: Rc<Port>, rules: Option<Arc<Rules>>) {
-    let mut memory = port.memory.borrow().clone();
+    let mut memory = port.memory();
     loop {
-        let (orb, entry) = poll_fn(|cx| port.poll_take(cx)).await;
-        if port.is_memory_new.take() {
-            memory = port.memory.borrow().clone();
-            device.see(&memory);
-        }
+        let (orb, entry) = match poll_fn(|cx| port.poll_order(cx)).await {
+            Order::Execute(orb, entry) => (orb, entry),
+            Order::See(now) => {
+                device.see(&now);
+                memory = now;
+                continue;
+            }
+        };
         let run =
             Run { orb, entry, dma: &memory, rules: rules.as_deref(), stop: Some(&port.stop) };
         let end = execute_judged(&run, &mut device, &mut |irb| port.tell(irb), &port.irb).await;
@@ -226,12 +234,12 @@ impl TryFrom<&[u8]> for IoRegion {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::architecture::{Ccw, Scsw, command};
+    use crate::architecture::{Ccw, OrbFlags, Scsw, ScswFlags, command};
     use crate::channel_subsystem::{Null, Window};
     use vfio_ccw_pinning::GuestMap;
     use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-    fn device() -> (Arc<GuestMap>, InProcess<Null>) {
+    fn device() -> (Arc<GuestMap>, InProcess) {
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
         let map = Arc::new(GuestMap::new(Arc::new(memory)).unwrap());
         let mut dma = DmaSpace::default();
@@ -244,7 +252,7 @@ mod tests {
         tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future);
     }
 
-    fn ret_code(device: &InProcess<Null>) -> i32 {
+    fn ret_code(device: &InProcess) -> i32 {
         let mut bytes = [0; 4];
         device.read_region(120, &mut bytes).unwrap();
         i32::from_ne_bytes(bytes)

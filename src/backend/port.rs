@@ -2,6 +2,7 @@
 //! is with what stands in it.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -26,6 +27,15 @@ pub(super) enum Stage {
     Ended,
 }
 
+/// What the device is to do.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// It sees other memory from now on.
+    See(Arc<DmaSpace>),
+    /// A program was started, or is resumed.
+    Execute(Orb, Entry),
+}
+
 /// One device's region, in pieces.
 #[derive(Debug)]
 pub(super) struct Port {
@@ -37,14 +47,14 @@ pub(super) struct Port {
     pub(super) stage: Cell<Stage>,
     pub(super) stop: Stop,
     /// Intermediate status that the starter has not seen.
-    told: RefCell<Vec<IrbHead>>,
+    told: RefCell<VecDeque<IrbHead>>,
     /// The policy ended the last program, which came untranslated.
     pub(super) refused: Cell<bool>,
     /// Bytes read from and written to the medium, not asked for yet.
     pub(super) moved: Cell<(u64, u64)>,
-    pub(super) memory: RefCell<Arc<DmaSpace>>,
+    memory: RefCell<Arc<DmaSpace>>,
     /// The device has not been shown the memory yet.
-    pub(super) is_memory_new: Cell<bool>,
+    is_memory_new: Cell<bool>,
     irq: RefCell<Option<EventFd>>,
     /// Why the interrupt could not be signalled.
     failure: Cell<Option<Errno>>,
@@ -54,7 +64,8 @@ pub(super) struct Port {
     waker: RefCell<Option<Waker>>,
 }
 
-/// Intermediate status that is kept for the starter; of more, the last ones.
+/// Intermediate status that is kept for a starter who does not come to see it: the first, and the
+/// last.
 const MOST_TOLD: usize = 64;
 
 impl Port {
@@ -76,6 +87,18 @@ impl Port {
             is_alone: Cell::new(false),
             waker: RefCell::new(None),
         }
+    }
+
+    /// Shows the device other memory.
+    pub(super) fn set_memory(&self, memory: Arc<DmaSpace>) {
+        *self.memory.borrow_mut() = memory;
+        self.is_memory_new.set(true);
+        self.wake();
+    }
+
+    /// The memory that the device sees, or is about to see.
+    pub(super) fn memory(&self) -> Arc<DmaSpace> {
+        self.memory.borrow().clone()
     }
 
     pub(super) fn set_irq(&self, irq: Option<EventFd>) {
@@ -143,8 +166,11 @@ impl Port {
         result
     }
 
-    /// The device waits for a program, and takes it.
-    pub(super) fn poll_take(&self, cx: &Context<'_>) -> Poll<(Orb, Entry)> {
+    /// The device waits for something to do.
+    pub(super) fn poll_order(&self, cx: &Context<'_>) -> Poll<Order> {
+        if self.is_memory_new.take() {
+            return Poll::Ready(Order::See(self.memory.borrow().clone()));
+        }
         if self.stage.get() != Stage::Started {
             if self.is_alone.get() {
                 self.remember(cx.waker());
@@ -153,7 +179,8 @@ impl Port {
         }
         self.stage.set(Stage::Runs);
         let resumed = self.scsw.get().flags().contains(ScswFlags::RESUME_PENDING);
-        Poll::Ready((self.orb.get(), if resumed { Entry::Resume } else { Entry::Start }))
+        let entry = if resumed { Entry::Resume } else { Entry::Start };
+        Poll::Ready(Order::Execute(self.orb.get(), entry))
     }
 
     /// The program goes on, and says so.
@@ -161,9 +188,9 @@ impl Port {
         self.irb.set(irb);
         let mut told = self.told.borrow_mut();
         if told.len() == MOST_TOLD {
-            told.remove(0);
+            told.pop_back();
         }
-        told.push(irb);
+        told.push_back(irb);
         drop(told);
         self.signal();
     }
@@ -184,8 +211,7 @@ impl Port {
     }
 
     fn next_told(&self) -> Option<IrbHead> {
-        let mut told = self.told.borrow_mut();
-        (!told.is_empty()).then(|| told.remove(0))
+        self.told.borrow_mut().pop_front()
     }
 
     /// The starter sees that the program has ended.

@@ -58,8 +58,7 @@ impl Backend for Signalled {
     }
 
     fn see(&mut self, memory: &Arc<DmaSpace>) {
-        *self.port.memory.borrow_mut() = memory.clone();
-        self.port.is_memory_new.set(true);
+        self.port.set_memory(memory.clone());
     }
 
     fn start(&mut self, orb: &Orb, entry: Entry) -> Result<(), Errno> {

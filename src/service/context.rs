@@ -19,13 +19,15 @@ use super::flight::Flight;
 use super::outbox::Outbox;
 use super::runner::Runner;
 use super::shard::{Common, Mail, Plan};
-use super::view::{Layout, View};
+use super::view::View;
 
 /// What the tasks of a shard share.
 pub(super) struct Context {
     pub(super) plan: Plan,
     /// Guest memory for programs that start now.
     view: RefCell<Rc<View>>,
+    /// Changes of the layout that it knows of.
+    version: Cell<u64>,
     /// The ring for registered frames.
     fixed: Option<Rc<Fixed>>,
     pub(super) arena: RefCell<Arena>,
@@ -64,6 +66,7 @@ impl Context {
         Context {
             plan,
             view: RefCell::new(Rc::new(view)),
+            version: Cell::new(0),
             fixed,
             arena: RefCell::new(arena),
             metrics,
@@ -86,18 +89,34 @@ impl Context {
         self.view.borrow().clone()
     }
 
-    /// Whether programs that start now see another memory than `view`.
-    pub(super) fn has_moved_on_from(&self, view: &Rc<View>) -> bool {
-        !Rc::ptr_eq(view, &self.view.borrow())
+    /// Guest memory for programs that start now, if that is not `view`.
+    pub(super) fn moved_on_from(&self, view: &Rc<View>) -> Option<Rc<View>> {
+        if self.is_outdated() {
+            self.catch_up();
+        }
+        let now = self.view.borrow();
+        (!Rc::ptr_eq(view, &now)).then(|| now.clone())
     }
 
-    /// Guest memory has another layout: every task gets to see it before its next program.
-    fn show(&self, layout: Layout) {
+    /// Whether guest memory has another layout, of which the shard does not know yet.
+    #[inline]
+    pub(super) fn is_outdated(&self) -> bool {
+        self.common.latest.version() != self.version.get()
+    }
+
+    fn catch_up(&self) {
+        self.version.set(self.common.latest.version());
+        let Some(layout) = self.common.latest.take() else { return };
         match layout.view(&self.arena.borrow()) {
             Ok(view) => *self.view.borrow_mut() = Rc::new(view),
             // The service has checked it before it sent it.
-            Err(error) => return tracing::error!(%error, "guest memory stays as it was"),
+            Err(error) => tracing::error!(%error, "guest memory stays as it was"),
         }
+    }
+
+    /// Guest memory has another layout: every task sees it now, if no program of its runs.
+    fn show_memory(&self) {
+        self.catch_up();
         let bits = self.runners.borrow().len();
         for bit in 0..bits {
             let runner = self.runners.borrow()[bit].clone();
@@ -170,7 +189,7 @@ impl Context {
     fn read(self: &Rc<Self>, mail: Mail) {
         match mail {
             Mail::Attach(attachment) => attach(self, *attachment),
-            Mail::Memory(layout) => self.show(layout),
+            Mail::Memory => self.show_memory(),
             Mail::Switch(shared, switch) => match self.runner_of(&shared) {
                 Some(runner) => {
                     runner.switch.put(switch, &self.plan.aside);

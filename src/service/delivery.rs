@@ -33,7 +33,8 @@ use crate::architecture::{IoInterruption, IrbHead};
 /// # Ok::<(), std::io::Error>(())
 /// ```
 ///
-/// It is called once for each interruption that becomes pending, on a shard's thread (for channel
+/// It is called once for each interruption that becomes pending, and once more for the end of a program
+/// whose intermediate status nobody has fetched yet: on a shard's thread (for channel
 /// reports, and interruptions that were held back, on that of whoever caused it): it must not block.
 pub trait Trigger<T>: Send + Sync {
     /// Tells of `what`.

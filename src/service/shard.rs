@@ -8,7 +8,7 @@ use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -49,8 +49,8 @@ pub(super) struct Plan {
 #[derive(Debug)]
 pub(super) enum Mail {
     Attach(Box<Attachment>),
-    /// The layout of guest memory from now on.
-    Memory(Layout),
+    /// There is another layout of guest memory: those that do nothing, too, must let go of the old one.
+    Memory,
     /// For this subchannel.
     Switch(Arc<Shared>, Switch),
 }
@@ -68,9 +68,37 @@ pub(super) struct Common {
     pub(super) door: Arc<Door>,
     pub(super) table: Arc<Table>,
     pub(super) mailbox: Mutex<Vec<Mail>>,
+    pub(super) latest: Latest,
     pub(super) free_bits: Mutex<Vec<usize>>,
     pub(super) ending: AtomicBool,
     ended: AtomicBool,
+}
+
+/// The layout of guest memory for programs that start now. It does not come by mail: a program that is
+/// started after the layout was replaced must see the new one, also where its task has not slept since.
+#[derive(Debug, Default)]
+pub(super) struct Latest {
+    version: AtomicU64,
+    layout: Mutex<Option<Layout>>,
+}
+
+impl Latest {
+    fn put(&self, layout: Layout) {
+        *self.layout.lock() = Some(layout);
+        // Release: pairs with the Acquire in `version`.
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// Changes so far. Whoever has seen a start that came after a change sees that change.
+    #[inline]
+    pub(super) fn version(&self) -> u64 {
+        // Acquire: pairs with the Release in `put`.
+        self.version.load(Ordering::Acquire)
+    }
+
+    pub(super) fn take(&self) -> Option<Layout> {
+        self.layout.lock().take()
+    }
 }
 
 impl ShardLink {
@@ -92,6 +120,7 @@ impl ShardLink {
             door: Arc::new(Door::new(subchannels)?),
             table,
             mailbox: Mutex::new(Vec::new()),
+            latest: Latest::default(),
             free_bits: Mutex::new((1..=subchannels).rev().collect()),
             ending: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -134,7 +163,10 @@ impl ShardLink {
 
     /// Shows the shard another layout of guest memory.
     pub(super) fn show(&self, layout: Layout) {
-        self.send(Mail::Memory(layout));
+        self.common.latest.put(layout);
+        if !self.send(Mail::Memory) {
+            drop(self.common.latest.take());
+        }
     }
 
     /// Sends a switch to a subchannel.
@@ -176,7 +208,7 @@ impl Drop for Ended {
         self.0.ended.store(true, Ordering::Release);
         // Nobody reads what is left: its senders must not wait for an answer.
         let unread = std::mem::take(&mut *self.0.mailbox.lock());
-        drop(unread);
+        drop((unread, self.0.latest.take()));
         self.0.door.close();
     }
 }

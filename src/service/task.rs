@@ -210,15 +210,15 @@ impl Seat {
     /// to.
     #[inline]
     pub(super) fn keep_up(&self, see: impl FnOnce(&Arc<DmaSpace>)) {
-        if self.runner.take_news() {
+        if self.runner.take_news() || self.context.is_outdated() {
             self.take_up_news(see);
         }
     }
 
     #[cold]
     fn take_up_news(&self, see: impl FnOnce(&Arc<DmaSpace>)) {
-        if self.context.has_moved_on_from(&self.view.borrow()) {
-            let view = self.context.view();
+        let moved_on = self.context.moved_on_from(&self.view.borrow());
+        if let Some(view) = moved_on {
             see(&view.dma);
             *self.view.borrow_mut() = view;
         }

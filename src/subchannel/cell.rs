@@ -275,7 +275,7 @@ impl Cell {
             };
             self.status[next.buffer()].write(&IrbHead { scsw, ..*irb });
             match self.exchange(now, next) {
-                Ok(next) if next.interrupts() && !now.interrupts() => {
+                Ok(next) if next.interrupts_after(now) => {
                     let interruption = next.interruption(self.id);
                     return Step::Interrupts { interruption, told: next.tell().is_none() };
                 }

@@ -202,13 +202,20 @@ impl State {
         self.with(INTERRUPTS, 0).with(TOLD, 0)
     }
 
-    /// Status pending, for a reason that interrupts.
+    /// Intermediate status pending: an interruption, if there is none yet.
     fn interrupting(self, told: bool) -> Self {
-        match self.interrupts() {
-            // One interruption for all that is pending.
-            true => self,
-            false => self.with(INTERRUPTS, 1).with(TOLD, told.into()),
-        }
+        if self.interrupts() { self } else { self.interrupting_anew(told) }
+    }
+
+    /// Status of an end pending: an interruption. A guest that has taken the one for intermediate
+    /// status, and left that status where it is, waits for this one.
+    fn interrupting_anew(self, told: bool) -> Self {
+        self.with(INTERRUPTS, 1).with(TOLD, told.into())
+    }
+
+    /// Whether the step from `before` has made an interruption pending, of which nobody knows.
+    pub(super) fn interrupts_after(self, before: State) -> bool {
+        self.interrupts() && (!before.interrupts() || self.status() != INTERMEDIATE)
     }
 
     /// What the guest is told by the interruption that is pending.
@@ -406,7 +413,7 @@ impl State {
         let earlier = self.status() & ScswFlags::INTERMEDIATE;
         let status = status & ScswFlags::STATUS_CONTROL | PENDING | earlier;
         let ended = self.with_control(ScswFlags::START_FUNCTION | status);
-        self.is_started(tag).then(|| ended.interrupting(told))
+        self.is_started(tag).then(|| ended.interrupting_anew(told))
     }
 
     /// HALT or CLEAR is performed: status is pending, with nothing else of status control but what
@@ -417,7 +424,7 @@ impl State {
             Function::Clear => ScswFlags::CLEAR_FUNCTION,
         };
         let status = status & ScswFlags::STATUS_CONTROL | PENDING;
-        let performed = self.with_control(control | status).interrupting(told);
+        let performed = self.with_control(control | status).interrupting_anew(told);
         (self.function_pending() == Some(function)).then_some(performed)
     }
 

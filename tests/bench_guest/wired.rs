@@ -4,7 +4,7 @@ use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
-use vfio_ccw::architecture::IrbHead;
+use vfio_ccw::architecture::{IoInterruption, IrbHead, SubchannelId};
 use vfio_ccw::{Cc, Delivery, DeviceSpec, Service, Subchannel, Trigger};
 
 use super::STALL;
@@ -12,18 +12,18 @@ use super::STALL;
 /// Word that an interruption is pending: the channel goes on when it is dropped.
 #[derive(Debug)]
 pub struct Interruption {
-    /// Number of the subchannel.
-    pub number: u32,
+    /// The subchannel.
+    pub subchannel: SubchannelId,
     _held: Sender<()>,
 }
 
 /// A wire into an interrupt controller.
 struct Wire(Mutex<Sender<Interruption>>);
 
-impl Trigger for Wire {
-    fn trigger(&self, number: u32) -> io::Result<()> {
+impl Trigger<IoInterruption> for Wire {
+    fn trigger(&self, what: &IoInterruption) -> io::Result<()> {
         let (held, let_go) = channel();
-        let interruption = Interruption { number, _held: held };
+        let interruption = Interruption { subchannel: what.subchannel, _held: held };
         self.0.lock().expect("no panic here").send(interruption).map_err(io::Error::other)?;
         // Ends with an error when the other side is dropped.
         let _ = let_go.recv();
@@ -53,7 +53,7 @@ impl Wired {
     #[track_caller]
     pub fn interruption(&self) -> Interruption {
         let interruption = self.interruptions.recv_timeout(STALL).expect("nothing interrupts");
-        assert_eq!(interruption.number, self.subchannel.number());
+        assert_eq!(interruption.subchannel, self.subchannel.id());
         interruption
     }
 

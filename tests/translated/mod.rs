@@ -183,7 +183,7 @@ impl Rig {
         } else {
             guest
         };
-        let run = Run { orb, entry, dma: &self.dma, rules: Some(&self.rules) };
+        let run = Run { orb, entry, dma: &self.dma, rules: Some(&self.rules), stop: None };
         let program = &self.program;
         let seen = |irb| if translated { program.back_map(irb) } else { irb };
         let mut intermediate = Vec::new();

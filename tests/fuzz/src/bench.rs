@@ -114,7 +114,7 @@ impl Bench {
             let emitted = program.emit(host, SHADOW_IOVA as u32).expect("room for its bytes");
             device.parameters = if case.extents { bytes } else { 0 };
             let kept = scribble.then(|| reached.scribble(device.guest()));
-            let run = Run { orb: emitted, entry, dma: &dma, rules: None };
+            let run = Run { orb: emitted, entry, dma: &dma, rules: None, stop: None };
             let irb = start(&run, device, |irb| intermediate.push(program.back_map(irb)));
             if let Some(kept) = kept {
                 kept.put_back(device);
@@ -137,7 +137,7 @@ impl Bench {
         };
         let mut device = Scripted::new(case.script, case.rules.class, guest, &judge);
         let outcome = run(case, orb, &mut device, |orb, entry, device, intermediate, _| {
-            let run = Run { orb: *orb, entry, dma: &dma, rules: Some(&case.rules) };
+            let run = Run { orb: *orb, entry, dma: &dma, rules: Some(&case.rules), stop: None };
             start(&run, device, |irb| intermediate.push(irb))
         });
         self.guest.check(0);

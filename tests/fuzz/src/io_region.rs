@@ -1,6 +1,6 @@
 //! The I/O region: any sequence of reads, writes and runs keeps to the kernel driver's contract.
 
-use vfio_ccw::architecture::{CommandClass, IrbHead, Orb, OrbFlags, ScswFlags};
+use vfio_ccw::architecture::{CommandClass, Function, IrbHead, Orb, OrbFlags, ScswFlags};
 use vfio_ccw::backend::{InProcess, IoRegion};
 use vfio_ccw::channel_subsystem::{Data, Device, Ending, Extent, Sense};
 use vfio_ccw_metrics::DeviceClass;
@@ -52,7 +52,11 @@ pub fn run(bytes: &[u8]) {
                     driver.write(0, IoRegion::start(orb).as_bytes());
                 }
                 6 => driver.run(),
-                _ => memory(&mut input, guest),
+                _ => match memory(&mut input, guest) {
+                    0 => driver.device.stop(Function::Halt),
+                    1 => driver.device.stop(Function::Clear),
+                    _ => {}
+                },
             }
         }
         driver.run();
@@ -60,8 +64,8 @@ pub fn run(bytes: &[u8]) {
     });
 }
 
-/// Puts bytes into guest memory, or where shadow programs stand.
-fn memory(input: &mut Input<'_>, guest: &mut Guest) {
+/// Puts bytes into guest memory, or where shadow programs stand. Returns how many.
+fn memory(input: &mut Input<'_>, guest: &mut Guest) -> usize {
     let slot = usize::from(input.u16());
     let len = usize::from(input.u8());
     let bytes = input.slice(len);
@@ -70,11 +74,12 @@ fn memory(input: &mut Input<'_>, guest: &mut Guest) {
     } else {
         guest.put_shadow(slot / 2 * 8 % guest::PROGRAM_BYTES, bytes);
     }
+    bytes.len()
 }
 
 /// A device, and what its region must hold.
 struct Driver {
-    device: InProcess<Brief>,
+    device: InProcess,
     irq: EventFd,
     region: [u8; REGION],
     pending: bool,
@@ -128,10 +133,11 @@ impl Driver {
     }
 
     fn run(&mut self) {
-        let mut irbs = u64::from(self.pending);
-        let result = block_on(self.device.run(&mut |_| irbs += 1));
+        let (ends, mut seen) = (u64::from(self.pending), 0);
+        let result = block_on(self.device.run(&mut |_| seen += 1));
         result.expect("an eventfd that can be written");
-        assert_eq!(self.irq.read().unwrap_or(0), irbs, "one signal for each IRB");
+        let signals = self.irq.read().unwrap_or(0);
+        assert_eq!((signals - ends).min(64), seen, "one signal for each IRB");
         if std::mem::take(&mut self.pending) {
             let mut irb = [0; size_of::<IrbHead>()];
             self.device.read_region(IRB.start as u64, &mut irb).expect("inside");

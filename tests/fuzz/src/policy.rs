@@ -102,11 +102,11 @@ pub fn run(bytes: &[u8]) {
             program.fetch(&orb, &map, &rules, &mut hold);
             let host = shadow.part(0, program.bytes()).expect("room");
             let emitted = program.emit(host, SHADOW_IOVA as u32).expect("room");
-            let run = Run { orb: emitted, entry: Entry::Start, dma: &dma, rules: None };
+            let run = Run { orb: emitted, entry: Entry::Start, dma: &dma, rules: None, stop: None };
             let irb = block_on(execute(&run, &mut device, &mut |_| {}));
             program.back_map(irb)
         } else {
-            let run = Run { orb, entry: Entry::Start, dma: &dma, rules: Some(&rules) };
+            let run = Run { orb, entry: Entry::Start, dma: &dma, rules: Some(&rules), stop: None };
             block_on(execute(&run, &mut device, &mut |_| {}))
         };
         status::check_end(&orb, &irb, None);
