@@ -65,3 +65,4 @@ pub use service::{
 pub use shadow::{GUEST_IOVA, SHADOW_IOVA};
 pub use translation::{Limits, Policy};
 pub use vfio_ccw_pinning::{Granule, Mode};
+pub use vfio_ccw_queues::wait::{Adaptive, WaitStrategy};

@@ -1,9 +1,10 @@
-//! Stage histograms in Prometheus' text format, version 0.0.4.
+//! Stage histograms and times of waiting in Prometheus' text format, version 0.0.4.
 //!
 //! Format: <https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>.
 
 use std::fmt::{self, Write};
 
+use crate::shard::Waiting;
 use crate::snapshot::Snapshot;
 use crate::stage::Stage;
 use crate::totals::Totals;
@@ -13,6 +14,11 @@ pub(crate) const STAGE_DURATION: &str = "vfio_ccw_stage_duration_seconds";
 
 const STAGE_DURATION_HELP: &str = "Time that requests spent in each stage. A sample counts for a \
      bound when its histogram bucket, at most 3.2 % wide, lies wholly at or below it.";
+
+/// The name of the times of waiting.
+const WAIT: &str = "vfio_ccw_wait_seconds_total";
+
+const WAIT_HELP: &str = "Time that shards without work spent waiting for some, by how they waited.";
 
 /// The bounds of the buckets that Prometheus sees: 250 ns to 10 s in steps of 1, 2.5 and 5.
 ///
@@ -72,6 +78,16 @@ pub(crate) fn write_stage_durations(totals: &Totals, text: &mut String) -> fmt::
                 write_histogram(snapshot, &labels, text)?;
             }
         }
+    }
+    Ok(())
+}
+
+/// Appends the times of waiting to `text`. The exporter's counters are whole numbers; these are not.
+pub(crate) fn write_waits(totals: &Totals, text: &mut String) -> fmt::Result {
+    writeln!(text, "# HELP {WAIT} {WAIT_HELP}")?;
+    writeln!(text, "# TYPE {WAIT} counter")?;
+    for how in Waiting::ALL {
+        writeln!(text, "{WAIT}{{how=\"{how}\"}} {}", totals.waited(how) as f64 / 1e9)?;
     }
     Ok(())
 }

@@ -75,7 +75,7 @@ pub use exposition::PROMETHEUS_BOUNDS_NS;
 pub use histogram::{Histogram, LIMIT_NS};
 pub use registry::{GaugeError, Registry};
 pub use shard::{
-    ClassMetrics, CounterKind, Outcome, ShardCounters, ShardMetrics, SubmitterCounters,
+    ClassMetrics, CounterKind, Outcome, ShardCounters, ShardMetrics, SubmitterCounters, Waiting,
 };
 pub use snapshot::Snapshot;
 pub use stage::{DeviceClass, Stage};

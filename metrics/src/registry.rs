@@ -7,7 +7,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, Prometheu
 use parking_lot::Mutex;
 use thiserror::Error;
 
-use crate::exposition::{STAGE_DURATION, write_stage_durations};
+use crate::exposition::{STAGE_DURATION, write_stage_durations, write_waits};
 use crate::shard::{CounterKind, Outcome, ShardMetrics};
 use crate::totals::Totals;
 
@@ -184,7 +184,9 @@ impl Registry {
             gauge.set(sample());
         }
         let mut text = self.inner.exporter.render();
-        write_stage_durations(&totals, &mut text).expect("writing to a String cannot fail");
+        let written =
+            write_waits(&totals, &mut text).and_then(|()| write_stage_durations(&totals, &mut text));
+        written.expect("writing to a String cannot fail");
         text
     }
 }

@@ -90,8 +90,8 @@ counters! {
             "Program-controlled interruptions that were presented while their program went on.";
         Interrupts interrupts "vfio_ccw_interrupts_total"
             "Device interrupts that a shard handled.";
-        Spins spins "vfio_ccw_spins_total"
-            "Polling rounds of a shard that found nothing to do.";
+        WastedPolls wasted_polls "vfio_ccw_wasted_polls_total"
+            "Looks of a waiting shard, some hundred at a time, that found nothing to do.";
         Sleeps sleeps "vfio_ccw_sleeps_total"
             "Times a shard went to sleep until the next doorbell or interrupt.";
         PinGets pin_gets "vfio_ccw_pin_gets_total"
@@ -143,6 +143,15 @@ label_set! {
     }
 }
 
+label_set! {
+    /// How a shard without work waits for some.
+    pub enum Waiting {
+        Looking = "looking", "Looked until there was work.";
+        InVain = "in_vain", "Looked, and then went to sleep.";
+        Asleep = "asleep", "Slept until it was woken; counted then.";
+    }
+}
+
 /// Everything that one shard measures.
 ///
 /// One thread, the shard's, calls [`ClassMetrics::record`], [`complete`](Self::complete) and the
@@ -161,6 +170,8 @@ pub struct ShardMetrics {
 struct ShardOwned {
     counters: ShardCounters,
     completions: [Counter; Outcome::COUNT],
+    /// Nanoseconds.
+    waits: [Counter; Waiting::COUNT],
 }
 
 impl ShardMetrics {
@@ -199,6 +210,12 @@ impl ShardMetrics {
         self.shard.completions[outcome.index()].add(1);
     }
 
+    /// Counts that the shard has waited so for `ns` nanoseconds. For the shard thread.
+    #[inline]
+    pub fn waited(&self, how: Waiting, ns: u64) {
+        self.shard.waits[how.index()].add(ns);
+    }
+
     /// The histograms of one device class.
     ///
     /// The first call for a class allocates them (about 56 KiB; a class that is never asked for
@@ -217,6 +234,9 @@ impl ShardMetrics {
         self.submitters.write_to(&mut totals);
         for outcome in Outcome::ALL {
             totals.set_completions(outcome, self.shard.completions[outcome.index()].value());
+        }
+        for how in Waiting::ALL {
+            totals.set_waited(how, self.shard.waits[how.index()].value());
         }
         for class in DeviceClass::ALL {
             if let Some(metrics) = self.classes[class.index()].get() {
@@ -293,6 +313,31 @@ mod tests {
         }
         assert_eq!(totals.completions(Outcome::UnitCheck), u64::from(RECORDING));
         assert_eq!(totals.completions(Outcome::Ok), 0);
+    }
+
+    #[test]
+    fn each_way_of_waiting_has_its_own_sum() {
+        let shard = ShardMetrics::new("0".into());
+        for (how, ns) in Waiting::ALL.into_iter().zip(1..) {
+            shard.waited(how, ns);
+            shard.waited(how, 10);
+        }
+        let totals = shard.totals();
+        for (how, ns) in Waiting::ALL.into_iter().zip(11..) {
+            assert_eq!(totals.waited(how), ns * u64::from(RECORDING), "{how}");
+        }
+    }
+
+    #[test]
+    fn a_sample_may_stand_for_several() {
+        let shard = ShardMetrics::new("0".into());
+        shard.class(DeviceClass::Null).record_for(Stage::Device, 50, 16);
+        shard.class(DeviceClass::Null).record(Stage::Device, 70);
+        let totals = shard.totals();
+        let device = totals.stage_of(DeviceClass::Null, Stage::Device).expect("used");
+        let times = u64::from(RECORDING);
+        assert_eq!((device.count(), device.sum_ns()), (17 * times, (16 * 50 + 70) * times));
+        assert_eq!(device.quantile(0.5), 50 * times);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Counters and stage histograms of one or more shards at one moment.
 
-use crate::shard::{CounterKind, Outcome};
+use crate::shard::{CounterKind, Outcome, Waiting};
 use crate::snapshot::Snapshot;
 use crate::stage::{DeviceClass, Stage};
 
@@ -9,6 +9,7 @@ use crate::stage::{DeviceClass, Stage};
 pub struct Totals {
     counters: [u64; CounterKind::COUNT],
     completions: [u64; Outcome::COUNT],
+    waits: [u64; Waiting::COUNT],
     classes: [Option<Box<[Snapshot; Stage::COUNT]>>; DeviceClass::COUNT],
 }
 
@@ -29,6 +30,12 @@ impl Totals {
     #[must_use]
     pub fn all_completions(&self) -> u64 {
         self.completions.iter().sum()
+    }
+
+    /// For how many nanoseconds shards have waited so.
+    #[must_use]
+    pub fn waited(&self, how: Waiting) -> u64 {
+        self.waits[how.index()]
     }
 
     /// The durations of `stage` over all device classes.
@@ -63,6 +70,9 @@ impl Totals {
         for (sum, more) in self.completions.iter_mut().zip(&other.completions) {
             *sum += more;
         }
+        for (sum, more) in self.waits.iter_mut().zip(&other.waits) {
+            *sum += more;
+        }
         for (class, more) in self.classes.iter_mut().zip(&other.classes) {
             match (class, more) {
                 (Some(stages), Some(more)) => {
@@ -88,6 +98,9 @@ impl Totals {
         for (count, before) in rest.completions.iter_mut().zip(&earlier.completions) {
             *count = count.saturating_sub(*before);
         }
+        for (time, before) in rest.waits.iter_mut().zip(&earlier.waits) {
+            *time = time.saturating_sub(*before);
+        }
         for (class, before) in rest.classes.iter_mut().zip(&earlier.classes) {
             if let (Some(stages), Some(before)) = (class, before) {
                 for (stage, before) in stages.iter_mut().zip(before.iter()) {
@@ -104,6 +117,10 @@ impl Totals {
 
     pub(crate) fn set_completions(&mut self, outcome: Outcome, value: u64) {
         self.completions[outcome.index()] = value;
+    }
+
+    pub(crate) fn set_waited(&mut self, how: Waiting, nanos: u64) {
+        self.waits[how.index()] = nanos;
     }
 
     pub(crate) fn set_class(&mut self, class: DeviceClass, stages: [Snapshot; Stage::COUNT]) {

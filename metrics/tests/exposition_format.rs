@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use vfio_ccw_metrics::{
-    CounterKind, DeviceClass, Outcome, PROMETHEUS_BOUNDS_NS, RECORDING, Registry, Stage,
+    CounterKind, DeviceClass, Outcome, PROMETHEUS_BOUNDS_NS, RECORDING, Registry, Stage, Waiting,
 };
 
 type Labels = BTreeMap<String, String>;
@@ -107,6 +107,7 @@ fn busy_registry() -> Registry {
         shard.submitters().doorbells_suppressed.add(2);
         shard.complete(Outcome::Ok);
         shard.complete(Outcome::RefusedPolicy);
+        shard.waited(Waiting::Asleep, 1_250_000_000);
         for ns in [100, 251, 1_000_000, 1_000_001, 999_999, 3_000_000_000, 90_000_000_000] {
             shard.class(DeviceClass::Fba).record(Stage::Device, ns);
         }
@@ -145,6 +146,11 @@ fn every_counter_and_gauge_is_there_with_its_help_and_value() {
         };
         assert_eq!(value.map(|sample| sample.2), Some(expected), "{outcome}");
     }
+
+    let waits = &families["vfio_ccw_wait_seconds_total"];
+    let asleep = waits.samples.iter().find(|(_, labels, _)| labels["how"] == "asleep");
+    let seconds = if RECORDING { 2.5 } else { 0.0 };
+    assert_eq!((waits.samples.len(), asleep.map(|sample| sample.2)), (Waiting::COUNT, Some(seconds)));
 
     let pinned = &families["vfio_ccw_pinned_bytes"];
     assert_eq!((pinned.kind.as_str(), pinned.help.as_str()), ("gauge", "Bytes pinned\\nnow."));

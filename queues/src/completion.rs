@@ -30,11 +30,13 @@ use std::io;
 #[cfg(not(loom))]
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 #[cfg(not(loom))]
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::full::Full;
 use crate::submission::{self, Intake, Submitter};
 use crate::sync::{Arc, AtomicBool, AtomicU64, Mutex, Ordering};
+#[cfg(not(loom))]
+use crate::wait::{Advice, Spent, WaitStrategy, Waiter};
 use crate::wakeup::Wakeup;
 
 /// Creates a ring with room for `capacity` entries before overflow, rounded up to a power of two (0
@@ -54,7 +56,14 @@ pub fn ring<T: Send>(capacity: usize) -> io::Result<(CompletionSender<T>, Comple
         overflowed: AtomicU64::new(0),
     });
     let sender = CompletionSender { submitter, shared: Arc::clone(&shared) };
-    Ok((sender, CompletionReceiver { intake, recovered: VecDeque::new(), shared }))
+    let receiver = CompletionReceiver {
+        intake,
+        recovered: VecDeque::new(),
+        #[cfg(not(loom))]
+        waiter: Waiter::new(WaitStrategy::Sleep, shared.wakeup.elapsed()),
+        shared,
+    };
+    Ok((sender, receiver))
 }
 
 /// The end that reports completions. Clone it, or share it by reference.
@@ -89,14 +98,14 @@ impl<T> CompletionSender<T> {
     }
 
     /// Publishes several entries next to each other, for the price of one; as [`push`](Self::push)
-    /// otherwise.
-    pub fn push_burst(&self, mut entries: impl ExactSizeIterator<Item = T>) {
+    /// otherwise. Returns how many of them found the ring full.
+    pub fn push_burst(&self, mut entries: impl ExactSizeIterator<Item = T>) -> usize {
         while entries.len() > 0 && !self.shared.is_spilling() {
             if self.submitter.push_burst(&mut entries) == 0 {
                 break;
             }
         }
-        entries.for_each(|entry| self.shared.spill(entry));
+        entries.map(|entry| self.shared.spill(entry)).count()
     }
 
     /// Wakes the receiver if it is armed. At most one system call, and one for each time it arms.
@@ -141,7 +150,13 @@ pub struct CompletionReceiver<T> {
     /// Entries taken off the overflow list, older than what is on it now.
     recovered: VecDeque<T>,
     shared: Arc<Shared<T>>,
+    #[cfg(not(loom))]
+    waiter: Waiter,
 }
+
+/// Looks into the ring between two looks at the clock, in [`CompletionReceiver::wait`].
+#[cfg(not(loom))]
+const LOOKS: u32 = 32;
 
 impl<T> CompletionReceiver<T> {
     /// Takes the oldest entry.
@@ -211,25 +226,77 @@ impl<T> CompletionReceiver<T> {
         self.shared.wakeup.awake();
     }
 
-    /// Blocks until there is an entry or `timeout` has passed (`None`: no limit). Returns whether
+    /// How [`wait`](Self::wait) waits from now on. A new receiver sleeps.
+    #[cfg(not(loom))]
+    pub fn wait_by(&mut self, strategy: WaitStrategy) {
+        self.waiter = Waiter::new(strategy, self.shared.wakeup.elapsed());
+    }
+
+    /// Waits until there is an entry or `timeout` has passed (`None`: no limit). Returns whether
     /// there is one. On return nothing is armed.
     ///
     /// # Errors
     /// Those of ppoll(2) except EINTR, after which it goes on waiting.
     #[cfg(not(loom))]
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
+        if !self.is_empty() {
+            return Ok(true);
+        }
+        let now = self.shared.wakeup.elapsed();
         // A timeout beyond what the clock can express is no limit.
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        while self.arm() {
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            let waited = self.shared.wakeup.wait(left);
+        let nanos = timeout.and_then(|timeout| u64::try_from(timeout.as_nanos()).ok());
+        let deadline = nanos.and_then(|nanos| now.checked_add(nanos)).unwrap_or(u64::MAX);
+        if self.look(now, deadline) {
+            return Ok(true);
+        }
+        self.sleep(deadline)
+    }
+
+    /// Looks for an entry for as long as that pays, and no longer than to `deadline`; whether there is
+    /// one.
+    #[cfg(not(loom))]
+    fn look(&mut self, mut now: u64, deadline: u64) -> bool {
+        while now < deadline && self.waiter.idle(now, None) == Advice::Look {
+            for _ in 0..LOOKS {
+                if !self.nothing_seen() {
+                    self.settle();
+                    self.waiter.found(self.shared.wakeup.elapsed());
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            now = self.shared.wakeup.elapsed();
+        }
+        false
+    }
+
+    #[cfg(not(loom))]
+    fn sleep(&mut self, deadline: u64) -> io::Result<bool> {
+        let shared = Arc::clone(&self.shared);
+        self.waiter.sleep(shared.wakeup.elapsed());
+        let there_is_one = loop {
+            if !self.arm() {
+                break true;
+            }
+            let left = deadline.saturating_sub(shared.wakeup.elapsed());
+            let limit = (deadline < u64::MAX).then(|| Duration::from_nanos(left));
+            let waited = shared.wakeup.wait(limit);
             self.disarm();
             waited?;
-            if left.is_some_and(|left| left.is_zero()) {
-                return Ok(!self.is_empty());
+            if left == 0 {
+                break !self.is_empty();
             }
+        };
+        if there_is_one {
+            self.waiter.wake(shared.wakeup.elapsed(), Some(shared.wakeup.rang()));
         }
-        Ok(true)
+        Ok(there_is_one)
+    }
+
+    /// How long [`wait`](Self::wait) has waited in each way since this was last asked.
+    #[cfg(not(loom))]
+    pub fn take_spent(&mut self) -> Spent {
+        self.waiter.take_spent()
     }
 
     /// How many entries had to go to the overflow list so far. None of them is lost.
@@ -357,9 +424,9 @@ mod tests {
     #[test]
     fn a_burst_overflows_like_single_entries() {
         let (sender, mut receiver) = ring(4).unwrap();
-        sender.push_burst(0..3);
+        assert_eq!(sender.push_burst(0..3), 0);
         assert_eq!((receiver.pop(), receiver.overflowed()), (Some(0), 0));
-        sender.push_burst(3..9);
+        assert_eq!(sender.push_burst(3..9), 4);
         assert_eq!(receiver.overflowed(), 4);
         assert_eq!(receiver.pop(), Some(1));
         sender.push_burst(9..11);

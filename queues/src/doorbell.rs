@@ -129,6 +129,18 @@ impl Doorbell {
         self.wakeup.awake();
     }
 
+    /// Nanoseconds since it was made.
+    #[cfg(not(loom))]
+    pub fn elapsed(&self) -> u64 {
+        self.wakeup.elapsed()
+    }
+
+    /// When a producer last woke the consumer, in nanoseconds since this was made; 0: never.
+    #[cfg(not(loom))]
+    pub fn rang(&self) -> u64 {
+        self.wakeup.rang()
+    }
+
     /// How many indices there are.
     pub fn bits(&self) -> usize {
         self.marks.bits()

@@ -11,6 +11,7 @@
 //! | [`doorbell`] | set of ready indices with a wake-up | telling a shard which rings to look at |
 //! | [`marks`] | set of indices | what a doorbell marks; which interruptions are pending |
 //!
+//! [`wait`] decides whether a thread looks or sleeps while there is nothing.
 //! [`wakeup`] holds the protocol by which a producer avoids the system call while the consumer is
 //! running; [`doorbell`] and [`completion`] are built on it.
 //!
@@ -79,6 +80,7 @@ pub mod doorbell;
 pub mod marks;
 pub mod spsc;
 pub mod submission;
+pub mod wait;
 pub mod wakeup;
 
 mod event;
@@ -93,4 +95,5 @@ pub use doorbell::Doorbell;
 pub use full::Full;
 pub use marks::Marks;
 pub use submission::{Intake, Submitter};
+pub use wait::WaitStrategy;
 pub use wakeup::Wakeup;

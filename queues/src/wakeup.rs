@@ -40,7 +40,7 @@ use std::io;
 #[cfg(not(loom))]
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 #[cfg(not(loom))]
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::event::Event;
 use crate::sync::{AtomicU8, AtomicU64, Ordering, fence};
@@ -59,6 +59,11 @@ pub struct Wakeup {
     sent: AtomicU64,
     /// Signals that producers decided to send and that have not been read back. Consumer only.
     owed: AtomicU64,
+    #[cfg(not(loom))]
+    made: Instant,
+    /// Nanoseconds from `made` to the last write.
+    #[cfg(not(loom))]
+    rang: AtomicU64,
 }
 
 impl Wakeup {
@@ -72,6 +77,10 @@ impl Wakeup {
             event: Event::new()?,
             sent: AtomicU64::new(0),
             owed: AtomicU64::new(0),
+            #[cfg(not(loom))]
+            made: Instant::now(),
+            #[cfg(not(loom))]
+            rang: AtomicU64::new(0),
         })
     }
 
@@ -95,6 +104,9 @@ impl Wakeup {
         let won =
             self.state.compare_exchange(ASLEEP, RUNG, Ordering::Release, Ordering::Relaxed).is_ok();
         if won {
+            #[cfg(not(loom))]
+            // Relaxed: for a forecast only.
+            self.rang.store(self.elapsed(), Ordering::Relaxed);
             self.event.signal();
             // Relaxed: a statistic.
             self.sent.fetch_add(1, Ordering::Relaxed);
@@ -139,6 +151,19 @@ impl Wakeup {
     fn owe(&self, signals: u64) {
         let owed = self.owed.load(Ordering::Relaxed);
         self.owed.store(owed + signals, Ordering::Relaxed);
+    }
+
+    /// Nanoseconds since it was made.
+    #[cfg(not(loom))]
+    pub fn elapsed(&self) -> u64 {
+        self.made.elapsed().as_nanos().try_into().unwrap_or(u64::MAX)
+    }
+
+    /// When a producer last woke the consumer, in nanoseconds since this was made; 0: never.
+    #[cfg(not(loom))]
+    pub fn rang(&self) -> u64 {
+        // Relaxed: as in `wake`.
+        self.rang.load(Ordering::Relaxed)
     }
 
     /// How often the eventfd was written.

@@ -124,7 +124,7 @@ impl InProcess {
         if !self.is_pending() {
             return Ok(());
         }
-        let ended = poll_fn(|cx| self.poll_interrupt(cx, intermediate)).await;
+        let ended = poll_fn(|cx| self.poll_interrupt(cx, false, intermediate)).await;
         ended.map_err(|errno| io::Error::from_raw_os_error(errno.0))
     }
 
@@ -172,10 +172,17 @@ impl Backend for InProcess {
         self.port.start(orb, entry)
     }
 
+    #[inline(always)]
+    fn is_apart(&self) -> bool {
+        // Whoever waits for it runs it.
+        false
+    }
+
     #[inline]
     fn poll_interrupt(
         &mut self,
         cx: &mut Context<'_>,
+        _looks: bool,
         intermediate: &mut dyn FnMut(IrbHead),
     ) -> Poll<Result<(), Errno>> {
         let engine = self.engine.as_mut().poll(cx);

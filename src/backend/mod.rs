@@ -52,11 +52,16 @@ pub(crate) trait Backend {
     /// program that has suspended itself.
     fn start(&mut self, orb: &Orb, entry: Entry) -> Result<(), Errno>;
 
-    /// Waits for the I/O interrupt that tells of the program's end or suspension. `intermediate` is
-    /// given the status of a program that goes on; of several that come at once, perhaps the last.
+    /// Whether the device runs by itself and interrupts, so that it may be looked at meanwhile.
+    fn is_apart(&self) -> bool;
+
+    /// Waits for the I/O interrupt that tells of the program's end or suspension. `looks`: asks the
+    /// device, also where it seems not to have interrupted yet. `intermediate` is given the status of
+    /// a program that goes on; of several that come at once, perhaps the last.
     fn poll_interrupt(
         &mut self,
         cx: &mut Context<'_>,
+        looks: bool,
         intermediate: &mut dyn FnMut(IrbHead),
     ) -> Poll<Result<(), Errno>>;
 

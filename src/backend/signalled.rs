@@ -46,6 +46,19 @@ impl Signalled {
     }
 }
 
+impl Signalled {
+    /// Waits for a signal that was not seen yet.
+    fn poll_signal(&self, cx: &mut Context<'_>, looks: bool) -> Poll<io::Result<()>> {
+        if looks && self.irq.get_ref().read().is_ok() {
+            // The runtime may yet hear of it, and wakes somebody who then finds nothing.
+            return Poll::Ready(Ok(()));
+        }
+        // A new signal is a new edge: the counter need not be read.
+        ready!(self.irq.poll_read_ready(cx))?.clear_ready();
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl Drop for Signalled {
     fn drop(&mut self) {
         self.device.abort();
@@ -65,15 +78,18 @@ impl Backend for Signalled {
         self.port.start(orb, entry)
     }
 
+    fn is_apart(&self) -> bool {
+        true
+    }
+
     fn poll_interrupt(
         &mut self,
         cx: &mut Context<'_>,
+        looks: bool,
         intermediate: &mut dyn FnMut(IrbHead),
     ) -> Poll<Result<(), Errno>> {
         loop {
-            // A new signal is a new edge: the counter need not be read.
-            let signalled = ready!(self.irq.poll_read_ready(cx));
-            signalled.map_err(|error| errno(&error))?.clear_ready();
+            ready!(self.poll_signal(cx, looks)).map_err(|error| errno(&error))?;
             // Of status that was stored meanwhile the last is still there to be read, as with the
             // kernel's driver.
             let mut last = None;

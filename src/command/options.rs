@@ -2,9 +2,10 @@
 
 use std::net::SocketAddr;
 use std::str::FromStr;
-use std::time::Duration;
 
-use vfio_ccw::{DriverChoice, Granule, Interrupts, Mode, PinnerChoice, Service, ServiceBuilder};
+use vfio_ccw::{
+    DriverChoice, Granule, Interrupts, Mode, PinnerChoice, Service, ServiceBuilder, WaitStrategy,
+};
 use vfio_ccw_load::{Access, parse_bytes};
 
 /// How the service runs.
@@ -32,9 +33,10 @@ pub(super) struct ServiceOptions {
     /// How devices report the end of a program: direct, or eventfd as the kernel's do.
     #[arg(long, value_name = "HOW", default_value = "direct", value_parser = interrupts)]
     pub(super) interrupts: Interrupts,
-    /// Microseconds that a shard looks for more work before it sleeps.
-    #[arg(long, value_name = "MICROSECONDS", default_value_t = 20)]
-    pub(super) spin: u64,
+    /// How shards wait for work: sleep, spin (a whole core each), or adaptive:MICROSECONDS:PERCENT, which
+    /// looks while work is expected soon, with that much of a core at most.
+    #[arg(long, value_name = "STRATEGY", default_value_t)]
+    pub(super) wait: WaitStrategy,
 }
 
 impl ServiceOptions {
@@ -46,7 +48,7 @@ impl ServiceOptions {
             .driver(self.driver)
             .shards(self.shards)
             .interrupts(self.interrupts)
-            .spin(Duration::from_micros(self.spin))
+            .wait(self.wait)
             .subchannels(subchannels.div_ceil(self.shards.max(1)));
         let builder = match self.granule {
             Some(bytes) => builder.granule(Granule::Bytes(bytes)),

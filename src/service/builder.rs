@@ -3,10 +3,10 @@
 use std::io;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use vfio_ccw_metrics::{GaugeError, Registry};
+use vfio_ccw_queues::WaitStrategy;
 use vfio_ccw_pinning::memlock::Memlock;
 use vfio_ccw_pinning::{
     FRAME, Granule, GuestMap, MapError, Mode, Pinner, Pool, PoolError, PoolOptions, Region,
@@ -131,7 +131,7 @@ pub struct ServiceBuilder {
     limits: Limits,
     keys: Option<Arc<dyn StorageKeys>>,
     unfetched: Unfetched,
-    spin: Duration,
+    wait: WaitStrategy,
     registry: Registry,
     reports: ReportTrigger,
 }
@@ -164,7 +164,7 @@ impl Default for ServiceBuilder {
             limits: Limits::default(),
             keys: None,
             unfetched: Unfetched::default(),
-            spin: Duration::from_micros(20),
+            wait: WaitStrategy::default(),
             registry: Registry::new(),
             reports: ReportTrigger::default(),
         }
@@ -268,9 +268,11 @@ impl ServiceBuilder {
         self
     }
 
-    /// How long a shard looks for more work before it sleeps. Zero: it sleeps at once. Default 20 µs.
-    pub fn spin(mut self, spin: Duration) -> Self {
-        self.spin = spin;
+    /// How shards without work wait for some. Default: adaptive, at most 50 µs at a time and a quarter
+    /// of a core for what it does not save; on a machine with one processor they sleep. While file I/O
+    /// is under way, they sleep whatever this says: only so does the kernel get it.
+    pub fn wait(mut self, strategy: WaitStrategy) -> Self {
+        self.wait = strategy;
         self
     }
 
@@ -336,7 +338,7 @@ impl ServiceBuilder {
             unfetched: self.unfetched,
             driver,
             interrupts: self.interrupts,
-            spin: self.spin,
+            wait: self.wait.on_this_machine(),
             workers: workers.clone(),
         };
         let table = Arc::new(Table::new(self.subchannels * self.shards));

@@ -16,6 +16,7 @@ use crate::volume::Fixed;
 use super::attach::attach;
 use super::delivery::{Completion, Delivery};
 use super::flight::Flight;
+use super::in_flight::InFlight;
 use super::outbox::Outbox;
 use super::runner::Runner;
 use super::shard::{Common, Mail, Plan};
@@ -34,6 +35,7 @@ pub(super) struct Context {
     pub(super) metrics: Arc<ShardMetrics>,
     pub(super) clock: Clock,
     pub(super) sampling: Sampling,
+    pub(super) in_flight: InFlight,
     /// Buffers of programs that have ended, for the next ones.
     #[expect(
         clippy::vec_box,
@@ -72,6 +74,7 @@ impl Context {
             metrics,
             clock: Clock::new(),
             sampling: Sampling::default(),
+            in_flight: InFlight::default(),
             flights: RefCell::default(),
             refusals: Cell::new(0),
             common,

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use vfio_ccw_queues::WaitStrategy;
 use vfio_ccw_queues::completion::{self, CompletionReceiver, CompletionSender};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -141,7 +142,8 @@ impl Completions {
     ///
     /// No eventfd.
     pub fn ring(entries: usize) -> io::Result<(Delivery, Completions)> {
-        let (sender, receiver) = completion::ring(entries)?;
+        let (sender, mut receiver) = completion::ring(entries)?;
+        receiver.wait_by(WaitStrategy::default().on_this_machine());
         Ok((Delivery::Ring(sender), Completions { receiver }))
     }
 
@@ -150,7 +152,13 @@ impl Completions {
         self.receiver.pop_burst(most, take)
     }
 
-    /// Sleeps until there is a completion or the time is over. Returns whether there is one.
+    /// How [`Completions::wait`] waits from now on. Default: adaptive, as
+    /// [`ServiceBuilder::wait`](crate::ServiceBuilder::wait).
+    pub fn wait_by(&mut self, strategy: WaitStrategy) {
+        self.receiver.wait_by(strategy);
+    }
+
+    /// Waits until there is a completion or the time is over. Returns whether there is one.
     ///
     /// # Errors
     ///

@@ -14,7 +14,9 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 
 use tokio::io::unix::AsyncFd;
+use vfio_ccw_metrics::Waiting;
 use vfio_ccw_queues::Doorbell;
+use vfio_ccw_queues::wait::{Advice, Spent, WaitStrategy, Waiter};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::subchannel::{Door, MAILBOX};
@@ -22,8 +24,9 @@ use crate::watch;
 
 use super::context::Context;
 
-/// Looks at the doorbell between two returns to the runtime, which has other tasks to run.
-const LOOKS: u32 = 256;
+/// Looks at the doorbell between two looks at devices and at the clock, and two returns to the runtime,
+/// which has other tasks to run: a microsecond or two.
+const LOOKS: u32 = 32;
 
 /// Rounds of doorbell work between two chances for the kernel to get file I/O.
 const ROUNDS: u32 = 8;
@@ -34,20 +37,20 @@ pub(super) struct Dispatcher {
     /// Written to make the thread return at once from a park that is only there to submit file I/O.
     nudge: AsyncFd<EventFd>,
     asleep: bool,
-    last_work: u64,
+    waiter: Waiter,
     /// Doorbells sent and rung at the last look, for metrics.
     sent: u64,
     rung: u64,
 }
 
 impl Dispatcher {
-    pub(super) fn new(door: &Arc<Door>) -> io::Result<Self> {
+    pub(super) fn new(door: &Arc<Door>, strategy: WaitStrategy) -> io::Result<Self> {
         let nudge = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         Ok(Dispatcher {
             door: watch::door(door.clone())?,
             nudge: watch::eventfd(nudge)?,
             asleep: false,
-            last_work: 0,
+            waiter: Waiter::new(strategy, door.doorbell.elapsed()),
             sent: 0,
             rung: 0,
         })
@@ -56,27 +59,26 @@ impl Dispatcher {
     pub(super) fn poll(&mut self, context: &Rc<Context>, cx: &mut TaskContext<'_>) -> Poll<()> {
         context.remember_dispatcher(cx.waker());
         if self.asleep {
-            self.wake_up();
+            self.wake_up(context);
         }
         context.deliver();
         for _ in 0..ROUNDS {
             if self.drain(context) {
-                self.last_work = context.clock.raw();
+                self.found();
                 if !context.has_file_io() {
                     continue;
                 }
             } else if context.live() == 0 && self.is_over(context) {
                 return Poll::Ready(());
-            } else if self.may_spin(context) {
-                if self.look_around() {
+            } else if self.keeps_looking(context) {
+                if self.look_around(context) {
                     continue;
                 }
-                context.metrics.counters().spins.add(1);
+                context.metrics.counters().wasted_polls.add(1);
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            if self.go_to_sleep(cx) {
-                context.metrics.counters().sleeps.add(1);
+            if self.go_to_sleep(context, cx) {
                 self.count_doorbells(context);
                 return Poll::Pending;
             }
@@ -103,6 +105,11 @@ impl Dispatcher {
 
     fn doorbell(&self) -> &Doorbell {
         &self.door.get_ref().doorbell
+    }
+
+    /// Nanoseconds since the doorbell was made.
+    fn now(&self) -> u64 {
+        self.doorbell().elapsed()
     }
 
     /// Runs what was rung for; whether there was anything.
@@ -132,48 +139,82 @@ impl Dispatcher {
         context.is_ending()
     }
 
-    /// Whether work is recent enough to wait for more without sleeping.
-    fn may_spin(&self, context: &Context) -> bool {
-        let spin = context.plan.spin;
-        !spin.is_zero()
-            && !context.has_file_io()
-            && context.live() > 0
-            && context.clock.delta(self.last_work, context.clock.raw()) < spin
+    /// There is work: a look that was taken for it ends.
+    #[inline]
+    fn found(&mut self) {
+        if self.waiter.is_waiting() {
+            self.waiter.found(self.now());
+        }
     }
 
-    /// Looks at the doorbell for a microsecond or so.
-    fn look_around(&self) -> bool {
-        for _ in 0..LOOKS {
+    /// Whether to look on for work without sleeping.
+    fn keeps_looking(&mut self, context: &Context) -> bool {
+        if context.has_file_io() || context.live() == 0 {
+            return false;
+        }
+        let now = self.now();
+        let expected = match self.waiter.is_waiting() {
+            true => None,
+            false => context.in_flight.expected_in(&context.clock).map(|left| now + left),
+        };
+        self.waiter.idle(now, expected) == Advice::Look
+    }
+
+    /// Looks at the doorbell for a microsecond or two, and at the devices that have programs.
+    fn look_around(&mut self, context: &Context) -> bool {
+        let looks = if context.in_flight.is_empty() { LOOKS } else { 1 };
+        for _ in 0..looks {
             if !self.doorbell().is_idle() {
                 return true;
             }
             std::hint::spin_loop();
         }
-        false
+        if context.in_flight.is_empty() || !context.in_flight.look() {
+            return false;
+        }
+        self.found();
+        context.deliver();
+        true
     }
 
     /// Announces sleep and waits for the doorbell's eventfd. `false`: something came meanwhile.
-    fn go_to_sleep(&mut self, cx: &mut TaskContext<'_>) -> bool {
+    fn go_to_sleep(&mut self, context: &Context, cx: &mut TaskContext<'_>) -> bool {
         if !self.doorbell().prepare_sleep() {
             return false;
         }
         self.asleep = true;
         match self.door.poll_read_ready(cx) {
-            Poll::Pending => true,
+            Poll::Pending => {
+                self.waiter.sleep(self.now());
+                context.metrics.counters().sleeps.add(1);
+                self.count_waits(context);
+                true
+            }
             Poll::Ready(ready) => {
                 // Left over from a ring that was seen in another way.
                 if let Ok(mut ready) = ready {
                     ready.clear_ready();
                 }
-                self.wake_up();
+                self.wake_up(context);
                 false
             }
         }
     }
 
-    fn wake_up(&mut self) {
+    fn wake_up(&mut self, context: &Context) {
         self.asleep = false;
         self.doorbell().awake();
+        if self.waiter.is_waiting() {
+            self.waiter.wake(self.now(), Some(self.doorbell().rang()));
+            self.count_waits(context);
+        }
+    }
+
+    fn count_waits(&mut self, context: &Context) {
+        let Spent { looking, in_vain, asleep } = self.waiter.take_spent();
+        context.metrics.waited(Waiting::Looking, looking);
+        context.metrics.waited(Waiting::InVain, in_vain);
+        context.metrics.waited(Waiting::Asleep, asleep);
     }
 
     fn count_doorbells(&mut self, context: &Context) {

@@ -109,6 +109,8 @@ pub(super) struct Passage<'a> {
     stamps: Stamps,
     /// HALT, CLEAR or a dropped future: the device was told.
     stopping: Option<Function>,
+    /// What it goes by among those in flight, while a device apart has it.
+    in_flight: Option<usize>,
     /// Number of the start function that a suspended program of a ring or a future is.
     suspended: Option<Tag>,
     /// Times that word of progress was delivered.
@@ -132,6 +134,7 @@ impl<'a> Passage<'a> {
             view: None,
             stamps: Stamps::take(context),
             stopping: None,
+            in_flight: None,
             suspended: None,
             reports: 0,
             refusal: None,
@@ -275,13 +278,17 @@ impl<'a> Passage<'a> {
         cx: &mut TaskContext<'_>,
     ) -> Poll<Next> {
         let mut rung = false;
+        let looks = backend.is_apart() && self.seat().runner.looks();
         let ended = loop {
             let polled = {
                 let mut progress = |irb| self.progress(irb);
-                backend.poll_interrupt(cx, &mut progress)
+                backend.poll_interrupt(cx, looks, &mut progress)
             };
             if let Poll::Ready(ended) = polled {
                 break ended;
+            }
+            if backend.is_apart() && self.in_flight.is_none() {
+                self.take_off();
             }
             if self.seat().runner.poll_rung().is_pending() {
                 if rung {
@@ -299,6 +306,13 @@ impl<'a> Passage<'a> {
             Ok(()) => self.arrive(backend),
             Err(errno) => self.refused(errno.into()),
         })
+    }
+
+    /// A device has the program, and whoever waits may look at it.
+    fn take_off(&mut self) {
+        let (seat, context) = (self.seat(), &*self.seat().context);
+        let (runner, now) = (seat.runner.clone(), context.clock.raw());
+        self.in_flight = Some(context.in_flight.take_off(runner, self.accepted.class, now));
     }
 
     /// It was rung for while its program runs.
@@ -407,6 +421,9 @@ impl<'a> Passage<'a> {
     #[inline]
     fn land(&mut self) {
         let context = &self.seat().context;
+        if let Some(key) = self.in_flight.take() {
+            context.in_flight.land(key, &context.clock);
+        }
         let mode = self.seat().pinning.borrow().mode;
         context.plan.pool.release(&mut self.flight.hold, mode);
         if self.flight.slot.as_ref().is_some_and(Slot::is_large)

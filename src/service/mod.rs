@@ -18,6 +18,7 @@
 //! | where results go | `delivery.rs` |
 //! | the thread, its runtime, its dispatcher | `shard.rs`, `runtime.rs`, `dispatcher.rs` |
 //! | what tasks of a shard share | `context.rs`, `outbox.rs` |
+//! | programs that devices apart have | `in_flight.rs` |
 //! | one subchannel's task, its requests, and what runs it | `task.rs`, `flight.rs`, `runner.rs`, `attach.rs` |
 //! | what is chosen for one device; other pinners and modes | `options.rs`, `pinner.rs`, `mode_switch.rs` |
 //! | guest memory that comes and goes | `memory.rs`, `view.rs` |
@@ -30,6 +31,7 @@ mod context;
 pub(crate) mod delivery;
 mod dispatcher;
 mod flight;
+mod in_flight;
 mod instructions;
 mod memory;
 mod mode_switch;

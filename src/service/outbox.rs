@@ -67,7 +67,9 @@ impl Outbox {
                 metrics.class(class).record(Stage::Total, nanos);
             }
         }
-        self.sender.push_burst(waiting.drain(..).map(|(completion, _)| completion));
+        let aside =
+            self.sender.push_burst(waiting.drain(..).map(|(completion, _)| completion));
+        metrics.counters().overflows.add(aside as u64);
     }
 }
 

@@ -40,6 +40,8 @@ pub(super) struct Runner {
     pub(super) switch: SwitchBox,
     /// Guest memory has another layout, or there is a switch.
     has_news: Cell<bool>,
+    /// Its device is to be looked at, whether it has interrupted or not.
+    looks: Cell<bool>,
 }
 
 /// How far the future of a subchannel is.
@@ -66,6 +68,7 @@ impl Runner {
             next_entry: Cell::new(None),
             switch: SwitchBox::default(),
             has_news: Cell::new(false),
+            looks: Cell::new(false),
         })
     }
 
@@ -86,6 +89,22 @@ impl Runner {
     /// Rings for the subchannel and lets it run until it waits.
     pub(super) fn ring(&self) {
         self.rung.set(true);
+        self.run();
+    }
+
+    /// Lets it look at its device.
+    pub(super) fn look(&self) {
+        self.looks.set(true);
+        self.run();
+        self.looks.set(false);
+    }
+
+    /// Whether it is run to look at its device.
+    pub(super) fn looks(&self) -> bool {
+        self.looks.get()
+    }
+
+    fn run(&self) {
         let waker = self.waker.borrow();
         // Without a waker its task has not started yet, and will look by itself.
         if let Some(waker) = waker.as_ref()

@@ -10,11 +10,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use vfio_ccw_metrics::ShardMetrics;
 use vfio_ccw_pinning::{Pool, Registered};
+use vfio_ccw_queues::WaitStrategy;
 
 use crate::shadow::Arena;
 use crate::subchannel::{Door, MAILBOX, Shared, Table};
@@ -41,7 +41,7 @@ pub(super) struct Plan {
     pub(super) unfetched: Unfetched,
     pub(super) driver: Driver,
     pub(super) interrupts: Interrupts,
-    pub(super) spin: Duration,
+    pub(super) wait: WaitStrategy,
     pub(super) workers: Option<Arc<Workers>>,
 }
 
@@ -224,7 +224,7 @@ async fn run(
 ) {
     let prepared = (layout.view(&arena).map_err(io::Error::other)).and_then(|view| {
         let fixed = plan.registered.as_ref().map(Fixed::new).transpose();
-        Ok((view, fixed.map_err(io::Error::other)?, Dispatcher::new(&common.door)?))
+        Ok((view, fixed.map_err(io::Error::other)?, Dispatcher::new(&common.door, plan.wait)?))
     });
     let (view, fixed, mut dispatcher) = match prepared {
         Ok(prepared) => prepared,
