@@ -58,9 +58,11 @@ pub mod volume;
 mod watch;
 
 pub use service::{
-    AttachError, Cc, Completion, Completions, Delivery, DeviceOptions, DeviceSpec, Driver,
-    DriverChoice, Interrupts, MemoryError, ModeError, OperandError, PinnerChoice, Service,
-    ServiceBuilder, ServiceError, Silent, Start, Subchannel, SubmitError, Trigger, Unfetched,
+    AttachError, Cc, Completion, Completions, Delivery, DeviceOptions, DeviceSpec, DrainError,
+    Driver, DriverChoice, Interrupts, MemoryError, ModeError, Model, OperandError, PinnerChoice,
+    QuiesceError, SaveError, Service, ServiceBuilder, ServiceError, ServiceState, Silent, Start,
+    StartState, StateError, Subchannel, SubchannelState, SubmitError, SuspendedState, Trigger,
+    Unfetched,
 };
 pub use shadow::{GUEST_IOVA, SHADOW_IOVA};
 pub use translation::{Limits, Policy};

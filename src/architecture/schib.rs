@@ -145,12 +145,6 @@ impl Pmcw {
         self.flags.get()
     }
 
-    /// The same word with this halfword of flags and interruption subclass.
-    pub(crate) fn with_flag_bits(mut self, bits: u16) -> Self {
-        self.flags.set(bits);
-        self
-    }
-
     /// The same word with these flags and this interruption subclass (0 to 7).
     pub fn with(mut self, flags: PmcwFlags, isc: u8) -> Self {
         self.flags.set(flags.bits() | u16::from(isc & 7) << 11);
@@ -246,7 +240,7 @@ mod tests {
 
     #[test]
     fn reserved_bits_are_operand_exceptions() {
-        let flags = |bits| Schib::from(Pmcw::default().with_flag_bits(bits));
+        let flags = |bits: u16| Schib::from(Pmcw { flags: bits.into(), ..Pmcw::default() });
         for bits in [0x0100, 0x0200, 0x0400] {
             assert_eq!(flags(bits).check(), Err(SchibError::ReservedFlags { flags: bits }));
         }

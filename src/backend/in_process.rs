@@ -1,5 +1,6 @@
 //! The software channel subsystem as a vfio-ccw device in this process.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
@@ -13,7 +14,9 @@ use vmm_sys_util::eventfd::EventFd;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::architecture::{Function, IrbHead, Orb};
-use crate::channel_subsystem::{Device, DmaSpace, End, Entry, Run, execute_judged};
+use crate::channel_subsystem::{
+    Device, DeviceState, DeviceStateError, DmaSpace, End, Entry, Run, execute_judged,
+};
 use crate::translation::Rules;
 
 use super::port::{Order, Port};
@@ -27,6 +30,7 @@ use super::{Backend, Errno, IoRegion};
 pub struct InProcess {
     class: DeviceClass,
     port: Rc<Port>,
+    keeps: Rc<dyn Keeps>,
     /// The device, executing one program after the other. One future for all of them: making one takes
     /// longer than a short program.
     engine: Pin<Box<dyn Future<Output = ()>>>,
@@ -45,8 +49,9 @@ impl InProcess {
         rules: Option<Arc<Rules>>,
     ) -> Self {
         let (class, port) = (device.class(), Rc::new(Port::new(memory)));
-        let engine = Box::pin(execute_all(device, port.clone(), rules));
-        InProcess { class, port, engine }
+        let device = Rc::new(RefCell::new(device));
+        let engine = Box::pin(execute_all(device.clone(), port.clone(), rules));
+        InProcess { class, port, keeps: device, engine }
     }
 
     /// Lets it see other memory, from its next program on. If none runs, it holds on to the old one no
@@ -129,31 +134,61 @@ impl InProcess {
     }
 
     /// The device for a task of its own, and what the starter keeps.
-    pub(super) fn split(self) -> (DeviceClass, Rc<Port>, Pin<Box<dyn Future<Output = ()>>>) {
+    pub(super) fn split(self) -> (Apart, Pin<Box<dyn Future<Output = ()>>>) {
         self.port.is_alone.set(true);
-        (self.class, self.port, self.engine)
+        (Apart { class: self.class, port: self.port, keeps: self.keeps }, self.engine)
+    }
+}
+
+/// What the starter has of a device that runs in a task of its own.
+pub(super) struct Apart {
+    pub(super) class: DeviceClass,
+    pub(super) port: Rc<Port>,
+    pub(super) keeps: Rc<dyn Keeps>,
+}
+
+/// What a device that is idle is asked beside its programs.
+pub(super) trait Keeps {
+    fn save(&self) -> DeviceState;
+    fn restore(&self, state: &DeviceState) -> Result<(), DeviceStateError>;
+}
+
+impl<D: Device> Keeps for RefCell<D> {
+    fn save(&self) -> DeviceState {
+        self.borrow().save()
+    }
+
+    fn restore(&self, state: &DeviceState) -> Result<(), DeviceStateError> {
+        self.borrow_mut().restore(state)
     }
 }
 
 /// Executes one program after the other on `device`.
-async fn execute_all<D: Device>(mut device: D, port: Rc<Port>, rules: Option<Arc<Rules>>) {
+#[expect(clippy::await_holding_refcell_ref, reason = "an idle device only is asked anything else")]
+async fn execute_all<D: Device>(
+    device: Rc<RefCell<D>>,
+    port: Rc<Port>,
+    rules: Option<Arc<Rules>>,
+) {
     let mut memory = port.memory();
     loop {
         let (orb, entry) = match poll_fn(|cx| port.poll_order(cx)).await {
             Order::Execute(orb, entry) => (orb, entry),
             Order::See(now) => {
-                device.see(&now);
+                device.borrow_mut().see(&now);
                 memory = now;
                 continue;
             }
         };
         let run =
             Run { orb, entry, dma: &memory, rules: rules.as_deref(), stop: Some(&port.stop) };
-        let end = execute_judged(&run, &mut device, &mut |irb| port.tell(irb), &port.irb).await;
+        let mut device = device.borrow_mut();
+        let end = execute_judged(&run, &mut *device, &mut |irb| port.tell(irb), &port.irb).await;
         port.refused.set(end == End::Policy);
         let (read, written) = device.take_moved();
         let (more_read, more_written) = port.moved.get();
         port.moved.set((read + more_read, written + more_written));
+        drop(device);
         port.end();
     }
 }
@@ -165,6 +200,14 @@ impl Backend for InProcess {
 
     fn see(&mut self, memory: &Arc<DmaSpace>) {
         self.set_memory(memory.clone());
+    }
+
+    fn save(&self) -> DeviceState {
+        self.keeps.save()
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+        self.keeps.restore(state)
     }
 
     #[inline]

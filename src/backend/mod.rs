@@ -18,7 +18,7 @@ use std::task::{Context, Poll};
 use vfio_ccw_metrics::DeviceClass;
 
 use crate::architecture::{Function, IrbHead, Orb};
-use crate::channel_subsystem::{DmaSpace, Entry};
+use crate::channel_subsystem::{DeviceState, DeviceStateError, DmaSpace, Entry};
 
 pub use in_process::InProcess;
 pub use region::{AsyncRegion, CrwRegion, IoRegion, SchibRegion};
@@ -47,6 +47,12 @@ pub(crate) trait Backend {
 
     /// The memory that programs reach from now on; none is running.
     fn see(&mut self, memory: &Arc<DmaSpace>);
+
+    /// What the device keeps between programs; none is running.
+    fn save(&self) -> DeviceState;
+
+    /// The device, which is new, goes on from what another one of its kind kept.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError>;
 
     /// Writes the I/O region: START SUBCHANNEL of `orb`, or for software devices the resumption of a
     /// program that has suspended itself.

@@ -15,16 +15,17 @@ use vfio_ccw_metrics::DeviceClass;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::architecture::{Function, IrbHead, Orb};
-use crate::channel_subsystem::{DmaSpace, Entry};
+use crate::channel_subsystem::{DeviceState, DeviceStateError, DmaSpace, Entry};
 
+use super::in_process::{Apart, Keeps};
 use super::port::{Port, errno};
 use super::{Backend, Errno, InProcess};
 
 /// The side of the one who starts programs.
-#[derive(Debug)]
 pub(crate) struct Signalled {
     class: DeviceClass,
     port: Rc<Port>,
+    keeps: Rc<dyn Keeps>,
     irq: AsyncFd<EventFd>,
     /// The device's own task.
     device: AbortHandle,
@@ -40,9 +41,9 @@ impl Signalled {
         let irq = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         device.set_irq(Some(irq.try_clone()?));
         let irq = crate::watch::eventfd(irq)?;
-        let (class, port, engine) = device.split();
+        let (Apart { class, port, keeps }, engine) = device.split();
         let device = tokio::task::spawn_local(engine).abort_handle();
-        Ok(Signalled { class, port, irq, device })
+        Ok(Signalled { class, port, keeps, irq, device })
     }
 }
 
@@ -72,6 +73,14 @@ impl Backend for Signalled {
 
     fn see(&mut self, memory: &Arc<DmaSpace>) {
         self.port.set_memory(memory.clone());
+    }
+
+    fn save(&self) -> DeviceState {
+        self.keeps.save()
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+        self.keeps.restore(state)
     }
 
     fn start(&mut self, orb: &Orb, entry: Entry) -> Result<(), Errno> {

@@ -7,7 +7,7 @@ use vfio_ccw_metrics::DeviceClass;
 
 use crate::architecture::DeviceStatus;
 
-use super::{Data, DmaSpace};
+use super::{Data, DeviceState, DeviceStateError, DmaSpace};
 
 /// A device model: it gets commands with their data areas and answers with device status.
 ///
@@ -29,6 +29,23 @@ pub trait Device {
 
     /// Sense data for the unit check just given; it is presented with it (concurrent sense).
     fn take_sense(&mut self) -> Sense;
+
+    /// What it keeps between programs; none is running.
+    fn save(&self) -> DeviceState {
+        DeviceState::Nothing
+    }
+
+    /// Goes on from what another one of its kind kept; it is new.
+    ///
+    /// # Errors
+    ///
+    /// The state is not one that it could have had: it comes from a file, which may be anybody's.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+        match state {
+            DeviceState::Nothing => Ok(()),
+            _ => Err(DeviceStateError::Kind),
+        }
+    }
 
     /// Bytes read from and written to the medium since this was last asked, for metrics.
     fn take_moved(&mut self) -> (u64, u64) {
@@ -91,6 +108,13 @@ impl Sense {
         sense.bytes[0] = byte0;
         sense.bytes[1] = byte1;
         sense
+    }
+
+    /// These bytes; `None`: more than there is room for.
+    pub fn of_bytes(bytes: &[u8]) -> Option<Self> {
+        let mut sense = Sense::none(u8::try_from(bytes.len()).ok().filter(|len| *len <= 32)?);
+        sense.bytes[..bytes.len()].copy_from_slice(bytes);
+        Some(sense)
     }
 
     /// The bytes.

@@ -13,7 +13,10 @@ use vfio_ccw_metrics::DeviceClass;
 use crate::architecture::command;
 use crate::volume::{BLOCK, Direction, FileIo};
 
-use super::{Data, Device, DmaSpace, Ending, Extent, Sense, SenseId};
+use super::{
+    Data, Device, DeviceState, DeviceStateError, DmaSpace, Ending, Extent, ExtentState, FbaState,
+    LocatedState, Sense, SenseId,
+};
 
 /// Sense bytes it has.
 const SENSE_BYTES: u8 = 24;
@@ -278,6 +281,61 @@ impl Device for Fba {
 
     fn see(&mut self, memory: &Arc<DmaSpace>) {
         self.io.see(memory);
+    }
+
+    fn save(&self) -> DeviceState {
+        let extent = self.extent.map(|DefinedExtent { may_write, at, first, last }| ExtentState {
+            may_write,
+            at,
+            first,
+            last,
+        });
+        let located = self.located.map(|Located { direction, offset, blocks }| LocatedState {
+            writes: direction == Direction::Write,
+            at: (offset / BLOCK) as u32,
+            blocks,
+        });
+        let sense = (&self.sense).into();
+        DeviceState::Fba(FbaState { blocks: self.blocks, sense, extent, located })
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+        let DeviceState::Fba(FbaState { blocks, sense, extent, located }) = state else {
+            return Err(DeviceStateError::Kind);
+        };
+        let here = self.blocks;
+        if *blocks != here {
+            return Err(DeviceStateError::Blocks { saved: *blocks, here });
+        }
+        // 64-bit sums: a hostile state must not wrap around into the volume either.
+        let outside = DeviceStateError::Outside { blocks: here };
+        let is_inside = |at: u32, more: u32| u64::from(at) + u64::from(more) < u64::from(here);
+        if extent.is_some_and(|extent| {
+            extent.last < extent.first || !is_inside(extent.at, extent.last - extent.first)
+        }) {
+            return Err(outside);
+        }
+        if located.is_some_and(|located| {
+            located.blocks == 0 || !is_inside(located.at, located.blocks - 1)
+        }) {
+            return Err(outside);
+        }
+        if self.read_only && located.is_some_and(|located| located.writes) {
+            return Err(DeviceStateError::WriteProtected);
+        }
+        self.sense = sense.try_into()?;
+        self.extent = extent.map(|ExtentState { may_write, at, first, last }| DefinedExtent {
+            may_write,
+            at,
+            first,
+            last,
+        });
+        self.located = located.map(|LocatedState { writes, at, blocks }| Located {
+            direction: if writes { Direction::Write } else { Direction::Read },
+            offset: u64::from(at) * BLOCK,
+            blocks,
+        });
+        Ok(())
     }
 
     fn take_sense(&mut self) -> Sense {

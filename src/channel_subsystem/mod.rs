@@ -16,6 +16,7 @@ mod dma;
 mod fba;
 mod interpreter;
 mod null;
+mod state;
 mod stop;
 
 pub use channel::CCW_LIMIT;
@@ -26,4 +27,7 @@ pub use fba::Fba;
 pub(crate) use interpreter::{End, execute_judged, performed};
 pub use interpreter::{Entry, Run, execute};
 pub use null::Null;
+pub use state::{
+    DeviceState, DeviceStateError, ExtentState, FbaState, LocatedState, SenseState,
+};
 pub use stop::Stop;

@@ -4,7 +4,7 @@ use vfio_ccw_metrics::DeviceClass;
 
 use crate::architecture::{CommandClass, command};
 
-use super::{Data, Device, Ending, Extent, Sense, SenseId};
+use super::{Data, Device, DeviceState, DeviceStateError, Ending, Extent, Sense, SenseId};
 
 /// Reads give zeros, writes and control data are swallowed, NOP does nothing: for measuring what
 /// the path itself costs, and for trying out programs.
@@ -57,6 +57,16 @@ impl Device for Null {
             },
         }
         Ending::done()
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Null { sense: (&self.sense).into() }
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+        let DeviceState::Null { sense } = state else { return Err(DeviceStateError::Kind) };
+        self.sense = sense.try_into()?;
+        Ok(())
     }
 
     fn take_sense(&mut self) -> Sense {

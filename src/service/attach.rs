@@ -1,22 +1,26 @@
 //! What is attached, and starting the task of its subchannel on the shard.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use vfio_ccw_metrics::DeviceClass;
 use vfio_ccw_queues::submission::Intake;
 
 use crate::backend::{Backend, InProcess, Signalled};
-use crate::channel_subsystem::{Device, Fba, Null};
-use crate::subchannel::{Request, Shared};
+use crate::architecture::Orb;
+use crate::channel_subsystem::{Device, DeviceState, DeviceStateError, Fba, Null};
+use crate::subchannel::{Origin, Request, Shared, Tag};
 use crate::translation::{Policy, Rules};
 use crate::volume::{FileIo, Spans, Volume};
 
 use super::context::Context;
 use super::delivery::Delivery;
 use super::mode_switch::Pinning;
+use super::queue::Queue;
 use super::runner::Runner;
+use super::state::Restored;
 use super::task;
 
 /// What is attached.
@@ -27,13 +31,81 @@ pub enum DeviceSpec {
     Null,
     /// An FBA disk on this volume.
     Fba(Arc<Volume>),
+    /// A model of the VMM's own: [`DeviceSpec::model`].
+    Model(Model),
+}
+
+/// How a device model of the VMM's own comes to a shard.
+#[derive(Clone)]
+pub struct Model {
+    class: DeviceClass,
+    place: Arc<dyn Fn(task::Seat, Option<Restoring>) + Send + Sync>,
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Model").field("class", &self.class).finish_non_exhaustive()
+    }
 }
 
 impl DeviceSpec {
+    /// A device model of the VMM's own, of class `class`, which `make` makes on the shard's thread: the
+    /// model need not be `Send`, and one thread runs it.
+    ///
+    /// A command that waits for something that may never come must wait for
+    /// [`Data::stopped`](crate::channel_subsystem::Data::stopped) as well, or HALT, CLEAR and the
+    /// service's end wait with it.
+    ///
+    /// ```
+    /// use vfio_ccw::channel_subsystem::{Data, Device, Ending, Sense};
+    /// use vfio_ccw::{Completions, DeviceSpec, Service};
+    /// use vfio_ccw_metrics::DeviceClass;
+    ///
+    /// /// Reads give the number of commands so far; there is nothing else.
+    /// #[derive(Default)]
+    /// struct Counter(u8);
+    ///
+    /// impl Device for Counter {
+    ///     fn class(&self) -> DeviceClass {
+    ///         DeviceClass::Other
+    ///     }
+    ///
+    ///     fn begin(&mut self) {}
+    ///
+    ///     async fn command(&mut self, code: u8, data: &mut Data<'_>) -> Ending {
+    ///         if code != 0x02 {
+    ///             return Ending::unit_check();
+    ///         }
+    ///         self.0 = self.0.wrapping_add(1);
+    ///         data.store(&[self.0]);
+    ///         Ending::done()
+    ///     }
+    ///
+    ///     fn take_sense(&mut self) -> Sense {
+    ///         Sense::new(Sense::COMMAND_REJECT, 0, 24)
+    ///     }
+    /// }
+    ///
+    /// # let memory = std::sync::Arc::new(vm_memory::GuestMemoryMmap::<()>::from_ranges(&[(
+    /// #     vm_memory::GuestAddress(0), 1 << 20)])?);
+    /// # let service = Service::builder().build(memory)?;
+    /// let (delivery, _completions) = Completions::ring(64)?;
+    /// service.attach(DeviceSpec::model(DeviceClass::Other, Counter::default), delivery)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn model<D: Device + 'static>(
+        class: DeviceClass,
+        make: impl Fn() -> D + Send + Sync + 'static,
+    ) -> Self {
+        let place = move |seat, restoring| start(seat, make(), restoring);
+        DeviceSpec::Model(Model { class, place: Arc::new(place) })
+    }
+
     fn class(&self) -> DeviceClass {
         match self {
             DeviceSpec::Null => DeviceClass::Null,
             DeviceSpec::Fba(_) => DeviceClass::Fba,
+            DeviceSpec::Model(model) => model.class,
         }
     }
 }
@@ -58,11 +130,19 @@ pub(super) struct Attachment {
     pub(super) pinning: Pinning,
     /// Most bytes that are pinned for one program.
     pub(super) share: Option<u64>,
+    pub(super) restored: Option<(Restored, Restoring)>,
+}
+
+/// What the device goes on from, and who wants to know whether it does.
+#[derive(Debug)]
+pub(super) struct Restoring {
+    pub(super) device: DeviceState,
+    pub(super) answer: mpsc::Sender<Result<(), DeviceStateError>>,
 }
 
 /// Starts the task of a subchannel.
 pub(super) fn attach(context: &Rc<Context>, attachment: Attachment) {
-    let Attachment { shared, intake, device, policy, pinning, share } = attachment;
+    let Attachment { shared, intake, device, policy, pinning, share, restored } = attachment;
     let runner = Runner::new(&shared);
     context.seat(shared.bit(), runner.clone());
     let outbox = context.outbox_of(shared.delivery());
@@ -75,15 +155,29 @@ pub(super) fn attach(context: &Rc<Context>, attachment: Attachment) {
     });
     let view = RefCell::new(context.view());
     let pinning = RefCell::new(pinning);
+    let (suspended, starts, restoring) = match restored {
+        Some((Restored { suspended, starts, .. }, restoring)) => {
+            let submitted = context.clock.raw();
+            let request = |(orb, user_data): (Orb, Option<u64>)| {
+                let origin = match user_data {
+                    Some(user_data) => Origin::Ring { user_data, epoch: 0 },
+                    None => Origin::Instruction(Tag::default()),
+                };
+                Request { orb, origin, submitted }
+            };
+            (suspended, starts.into_iter().map(request).collect(), Some(restoring))
+        }
+        None => (None, VecDeque::new(), None),
+    };
+    let queue = RefCell::new(Queue::new(starts, intake, is_by_instruction));
     let context = context.clone();
     let memory = context.view().dma.clone();
     let seat = task::Seat {
         context,
         shared,
-        intake: Some(intake),
-        next: Cell::new(None),
-        late: Vec::new(),
+        queue,
         is_by_instruction,
+        restored: suspended,
         ended: Cell::new(None),
         runner,
         outbox,
@@ -93,27 +187,28 @@ pub(super) fn attach(context: &Rc<Context>, attachment: Attachment) {
         share,
     };
     match device {
-        DeviceSpec::Null => start(seat, Null::default()),
+        DeviceSpec::Null => start(seat, Null::default(), restoring),
         DeviceSpec::Fba(volume) => {
             let spans = Spans::new(volume.clone(), memory);
             let context = &seat.context;
             let io = FileIo::new(spans, context.plan.workers.clone(), context.file_io())
                 .with_fixed(context.fixed());
-            start(seat, Fba::new(io, volume.blocks(), volume.is_read_only()));
+            start(seat, Fba::new(io, volume.blocks(), volume.is_read_only()), restoring);
         }
+        DeviceSpec::Model(model) => (model.place)(seat, restoring),
     }
 }
 
-fn start<D: Device + 'static>(seat: task::Seat, device: D) {
+fn start<D: Device + 'static>(seat: task::Seat, device: D, restoring: Option<Restoring>) {
     let context = seat.context.clone();
     // Its histograms are made now, not in the middle of the first request.
     let _ = context.metrics.class(device.class());
     let memory = seat.view.borrow().dma.clone();
     let device = InProcess::with_rules(device, memory, Some(seat.rules.clone()));
     match context.plan.interrupts {
-        Interrupts::Direct => run(seat, device),
+        Interrupts::Direct => run(seat, device, restoring),
         Interrupts::EventFd => match Signalled::new(device) {
-            Ok(device) => run(seat, device),
+            Ok(device) => run(seat, device, restoring),
             Err(error) => {
                 tracing::error!(%error, "no eventfd for a device: its subchannel is not operational");
                 seat.runner.clone().spawn(task::run_absent(seat));
@@ -122,6 +217,20 @@ fn start<D: Device + 'static>(seat: task::Seat, device: D) {
     }
 }
 
-fn run<B: Backend + 'static>(seat: task::Seat, backend: B) {
-    seat.runner.clone().spawn(task::run(seat, backend));
+fn run<B: Backend + 'static>(
+    seat: task::Seat,
+    mut backend: B,
+    restoring: Option<Restoring>,
+) {
+    let runner = seat.runner.clone();
+    if let Some(Restoring { device, answer }) = restoring {
+        let restored = backend.restore(&device);
+        let goes_on = restored.is_ok();
+        // Whoever attaches it waits for this.
+        drop(answer.send(restored));
+        if !goes_on {
+            return runner.spawn(task::run_absent(seat));
+        }
+    }
+    runner.spawn(task::run(seat, backend));
 }

@@ -361,6 +361,7 @@ impl ServiceBuilder {
             interruptions: Arc::new(Interruptions::new(table.clone())),
             table: table.clone(),
             reports: Arc::new(Reports::new(self.reports.0)),
+            rest: Mutex::default(),
         };
         for shard in 0..self.shards {
             let metrics = service.registry.shard(shard.to_string());

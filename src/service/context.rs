@@ -2,8 +2,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
 use std::task::Waker;
 
 use quanta::Clock;
@@ -18,7 +18,9 @@ use super::delivery::{Completion, Delivery};
 use super::flight::Flight;
 use super::in_flight::InFlight;
 use super::outbox::Outbox;
+use super::quiesce::Hold;
 use super::runner::Runner;
+use super::save::SavedTask;
 use super::shard::{Common, Mail, Plan};
 use super::view::View;
 
@@ -36,6 +38,7 @@ pub(super) struct Context {
     pub(super) clock: Clock,
     pub(super) sampling: Sampling,
     pub(super) in_flight: InFlight,
+    pub(super) hold: Hold,
     /// Buffers of programs that have ended, for the next ones.
     #[expect(
         clippy::vec_box,
@@ -75,6 +78,7 @@ impl Context {
             clock: Clock::new(),
             sampling: Sampling::default(),
             in_flight: InFlight::default(),
+            hold: Hold::default(),
             flights: RefCell::default(),
             refusals: Cell::new(0),
             common,
@@ -120,11 +124,47 @@ impl Context {
     /// Guest memory has another layout: every task sees it now, if no program of its runs.
     fn show_memory(&self) {
         self.catch_up();
+        self.for_each_runner(|runner| runner.tell_news());
+    }
+
+    fn for_each_runner(&self, mut each: impl FnMut(&Runner)) {
         let bits = self.runners.borrow().len();
         for bit in 0..bits {
             let runner = self.runners.borrow()[bit].clone();
-            runner.iter().for_each(|runner| runner.tell_news());
+            runner.iter().for_each(|runner| each(runner));
         }
+    }
+
+    /// No program begins from now on; `coming` is held until none runs.
+    fn hold(&self, coming: mpsc::Sender<()>) {
+        self.for_each_runner(Runner::be_restless);
+        self.hold.begin(self.live(), coming);
+        self.publish_restless();
+        self.for_each_runner(Runner::tell_news);
+    }
+
+    fn let_go(&self) {
+        self.hold.end();
+        self.publish_restless();
+        self.for_each_runner(Runner::tell_news);
+    }
+
+    /// The subchannel that `runner` runs has nothing that runs.
+    pub(super) fn rests(&self, runner: &Runner) {
+        self.hold.rests(runner);
+        self.publish_restless();
+    }
+
+    fn publish_restless(&self) {
+        // Relaxed: for the message of an error.
+        self.common.restless.store(self.hold.restless(), Ordering::Relaxed);
+    }
+
+    fn save(&self, answer: &mpsc::Sender<SavedTask>) {
+        self.for_each_runner(|runner| {
+            runner.ask(answer.clone());
+            runner.tell_news();
+        });
     }
 
     /// Takes a subchannel in: it is rung for at `bit`.
@@ -135,7 +175,9 @@ impl Context {
 
     /// The task of `shared` is over.
     pub(super) fn ended(&self, shared: &Shared) {
-        self.runners.borrow_mut()[shared.bit()] = None;
+        let runner = self.runners.borrow_mut()[shared.bit()].take();
+        runner.iter().for_each(|runner| self.rests(runner));
+        shared.end();
         self.common.free_bits.lock().push(shared.bit());
         self.common.table.give_back(shared.number());
         self.live.set(self.live.get() - 1);
@@ -193,6 +235,9 @@ impl Context {
         match mail {
             Mail::Attach(attachment) => attach(self, *attachment),
             Mail::Memory => self.show_memory(),
+            Mail::Hold(coming) => self.hold(coming),
+            Mail::LetGo => self.let_go(),
+            Mail::Save(answer) => self.save(&answer),
             Mail::Switch(shared, switch) => match self.runner_of(&shared) {
                 Some(runner) => {
                     runner.switch.put(switch, &self.plan.aside);

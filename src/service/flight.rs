@@ -20,7 +20,8 @@ use crate::translation::Program;
 use super::context::{Context, Stamps};
 use super::delivery::Completion;
 use super::refusal::{Refusal, outcome};
-use super::task::Seat;
+use super::state::{StartState, Suspended, SuspendedState, words};
+use super::task::{Parked, Seat};
 use super::unfetched::Unfetched;
 use super::view::View;
 
@@ -42,6 +43,8 @@ pub(super) struct Flight {
 pub(super) enum Next {
     /// Its pages: [`Passage::poll_pages`].
     Hold,
+    /// That programs may begin: [`Passage::poll_let_go`].
+    LetGo,
     /// The device: [`Passage::poll_end`].
     Interrupt,
     /// RESUME SUBCHANNEL: [`Passage::poll_resumption`].
@@ -141,6 +144,24 @@ impl<'a> Passage<'a> {
         }
     }
 
+    /// A program that was suspended when it was saved.
+    pub(super) fn restored(seat: &'a Seat, class: DeviceClass, suspended: &Suspended) -> Self {
+        let Suspended { orb, user_data, irb, bounded } = *suspended;
+        let origin = match user_data {
+            Some(user_data) => Origin::Ring { user_data, epoch: 0 },
+            None => Origin::Instruction(Tag::default()),
+        };
+        let submitted = seat.context.clock.raw();
+        let mut passage = Passage::of(seat, class, Request { orb, origin, submitted });
+        let policy = seat.context.plan.unfetched;
+        passage.unfetched =
+            !orb.flags().contains(OrbFlags::PREFETCH) && policy == Unfetched::Execute;
+        passage.suspended = user_data.map(|_| Tag::default());
+        passage.flight.irb = irb;
+        passage.flight.program.set_bounded(bounded);
+        passage
+    }
+
     /// It will not run to an end of its own.
     #[cold]
     fn refused(&mut self, refusal: Refusal) -> Next {
@@ -231,10 +252,13 @@ impl<'a> Passage<'a> {
         let mut rung = false;
         let refusal = loop {
             if seat.shared.is_leaving() {
-                break Refusal::Detached;
+                break Some(Refusal::Detached);
             }
             if let Some(refusal) = seat.stopped(self.request()) {
-                break refusal;
+                break Some(refusal);
+            }
+            if context.hold.is_on() {
+                break None;
             }
             if seat.runner.poll_rung().is_pending() {
                 if rung {
@@ -247,7 +271,35 @@ impl<'a> Passage<'a> {
         };
         pool.forget(&mut self.flight.hold);
         count_hold(context, &self.flight.hold);
-        Poll::Ready(self.refused(refusal))
+        Poll::Ready(match refusal {
+            Some(refusal) => self.refused(refusal),
+            None => {
+                self.land();
+                Next::LetGo
+            }
+        })
+    }
+
+    /// Waits until programs may begin. It has given up its place in line for its pages, and is fetched
+    /// anew.
+    pub(super) fn poll_let_go<B: Backend>(&mut self, backend: &mut B) -> Poll<Next> {
+        let seat = self.seat();
+        loop {
+            if seat.has_news() {
+                seat.take_up_news(Some(backend), Some(Parked::Start(*self.request())));
+            }
+            if seat.shared.is_leaving() {
+                return Poll::Ready(self.refused(Refusal::Detached));
+            }
+            if let Some(refusal) = seat.stopped(self.request()) {
+                return Poll::Ready(self.refused(refusal));
+            }
+            if !seat.context.hold.is_on() {
+                return Poll::Ready(self.leg(backend));
+            }
+            seat.rest();
+            ready!(seat.runner.poll_rung());
+        }
     }
 
     /// Writes the I/O region.
@@ -382,12 +434,17 @@ impl<'a> Passage<'a> {
     ) -> Poll<Next> {
         let seat = self.seat();
         loop {
-            seat.keep_up(|memory| backend.see(memory));
+            if seat.has_news() {
+                let parked = Parked::Suspended(self.request().origin, self.suspended_state());
+                seat.take_up_news(Some(backend), Some(parked));
+            }
+            let held = seat.context.hold.is_on();
             let refusal = match seat.stopped(self.request()) {
                 _ if seat.shared.is_leaving() => Refusal::Detached,
                 Some(refusal) => refusal,
-                None if seat.shared.cell().is_resumed(self.tag()) => break,
+                None if !held && seat.shared.cell().is_resumed(self.tag()) => break,
                 None => {
+                    seat.rest();
                     ready!(seat.runner.poll_rung());
                     continue;
                 }
@@ -400,6 +457,19 @@ impl<'a> Passage<'a> {
         self.orb = self.orb.with_cpa(self.flight.irb.scsw.cpa().wrapping_sub(8));
         self.entry = Entry::Resume;
         Poll::Ready(self.leg(backend))
+    }
+
+    /// What of it is saved.
+    fn suspended_state(&self) -> SuspendedState {
+        let user_data = match self.request().origin {
+            Origin::Ring { user_data, .. } => Some(user_data),
+            Origin::Instruction(_) | Origin::Future { .. } => None,
+        };
+        SuspendedState {
+            start: StartState::new(&self.request().orb, user_data),
+            status: words(&self.flight.irb),
+            bounded: self.flight.program.is_bounded(),
+        }
     }
 
     /// Number of the start function of the subchannel that the suspended program is.

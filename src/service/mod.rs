@@ -19,8 +19,10 @@
 //! | the thread, its runtime, its dispatcher | `shard.rs`, `runtime.rs`, `dispatcher.rs` |
 //! | what tasks of a shard share | `context.rs`, `outbox.rs` |
 //! | programs that devices apart have | `in_flight.rs` |
-//! | one subchannel's task, its requests, and what runs it | `task.rs`, `flight.rs`, `runner.rs`, `attach.rs` |
+//! | one subchannel's task, its requests, and what runs it | `task.rs`, `queue.rs`, `flight.rs`, `runner.rs`, `attach.rs` |
 //! | what is chosen for one device; other pinners and modes | `options.rs`, `pinner.rs`, `mode_switch.rs` |
+//! | detaching | `drain.rs` |
+//! | rest, saving and restoring | `quiesce.rs`, `save.rs`, `state.rs` |
 //! | guest memory that comes and goes | `memory.rs`, `view.rs` |
 //! | programs that may change themselves | `unfetched.rs` |
 //! | status for what never reached a device | `refusal.rs` |
@@ -30,6 +32,7 @@ mod builder;
 mod context;
 pub(crate) mod delivery;
 mod dispatcher;
+mod drain;
 mod flight;
 mod in_flight;
 mod instructions;
@@ -38,39 +41,48 @@ mod mode_switch;
 mod options;
 mod outbox;
 mod pinner;
+mod queue;
+mod quiesce;
 pub(crate) mod refusal;
 mod runner;
 mod runtime;
+mod save;
 mod shard;
+mod state;
 mod task;
 mod unfetched;
 mod view;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, mpsc};
 
 use parking_lot::{Mutex, RwLock};
 use vfio_ccw_metrics::{Registry, Totals};
 use vfio_ccw_pinning::{GuestMap, Mode, Pool, PoolError, WholeGuest};
 
 pub use crate::subchannel::{Cc, Start, Subchannel, SubmitError};
-pub use attach::{DeviceSpec, Interrupts};
+pub use attach::{DeviceSpec, Interrupts, Model};
 pub use builder::{ServiceBuilder, ServiceError};
 pub use delivery::{Completion, Completions, Delivery, Silent, Trigger};
+pub use drain::DrainError;
 pub use instructions::OperandError;
 pub use memory::MemoryError;
 pub use mode_switch::ModeError;
 pub use options::DeviceOptions;
 pub use pinner::{PinnerChoice, UnknownPinner};
+pub use quiesce::QuiesceError;
 pub use runtime::{Driver, DriverChoice, UnknownDriver};
+pub use save::SaveError;
+pub use state::{ServiceState, StartState, StateError, SubchannelState, SuspendedState};
 pub use unfetched::Unfetched;
 
-use crate::architecture::{Pmcw, PmcwFlags, SubchannelId};
-use crate::subchannel::{Cell, Interruptions, Parts, Reports, Shared, Table};
+use crate::architecture::SubchannelId;
+use crate::subchannel::{Interruptions, Parts, Reports, Shared, Table};
 use crate::volume::Workers;
-use attach::Attachment;
+use attach::{Attachment, Restoring};
 use memory::Memory;
 use mode_switch::Aside;
+use quiesce::Rest;
 use shard::ShardLink;
 
 /// Runs channel devices for one guest.
@@ -97,6 +109,7 @@ pub struct Service {
     table: Arc<Table>,
     interruptions: Arc<Interruptions>,
     reports: Arc<Reports>,
+    rest: Mutex<Rest>,
 }
 
 /// Why a device cannot be attached.
@@ -121,6 +134,9 @@ pub enum AttachError {
         /// How many there can be.
         places: usize,
     },
+    /// It cannot go on from the state that it is to be restored from.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// The whole guest cannot be pinned for it.
     #[error(transparent)]
     Pool(#[from] PoolError),
@@ -176,6 +192,10 @@ impl Service {
         options: impl Into<DeviceOptions>,
     ) -> Result<Subchannel, AttachError> {
         let options = options.into();
+        let restored = match &options.state {
+            Some(state) => Some(state.check(self.ring_entries, &delivery)?),
+            None => None,
+        };
         let pinning = self.pinning(options.mode.unwrap_or(self.mode))?;
         let Some(number) = self.table.reserve(options.number) else {
             return Err(self.no_place(options.number));
@@ -187,10 +207,12 @@ impl Service {
         };
         let link = &self.shards[shard];
         let id = SubchannelId::of(number);
-        let fixed = Pmcw::single_path(options.devno.unwrap_or(id.number()));
-        let enabled = if options.disabled { PmcwFlags::empty() } else { PmcwFlags::ENABLED };
+        let (cell, fixed) = match &restored {
+            Some(restored) => restored.cell(id),
+            None => options.cell(id),
+        };
         let (shared, intake) = Shared::new(Parts {
-            cell: Cell::new(id, &fixed.with(PmcwFlags::DEVICE_VALID | enabled, 0)),
+            cell,
             fixed,
             place: number as usize,
             bit,
@@ -203,12 +225,27 @@ impl Service {
         });
         let share = options.budget.or(self.share);
         let policy = options.policy;
+        let (answer, restoring) = mpsc::channel();
+        let is_restored = restored.is_some();
+        let restored = restored.map(|restored| {
+            let device = restored.device.clone();
+            (restored, Restoring { device, answer })
+        });
         let attachment =
-            Attachment { shared: shared.clone(), intake, device, policy, pinning, share };
+            Attachment { shared: shared.clone(), intake, device, policy, pinning, share, restored };
         if !link.attach(attachment) {
             return Err(AttachError::ShardGone { shard });
         }
         place.keep();
+        if is_restored {
+            // The number is given back by the task.
+            let gone = |_| AttachError::ShardGone { shard };
+            if let Err(error) = restoring.recv().map_err(gone)? {
+                shared.leave();
+                return Err(StateError::from(error).into());
+            }
+            self.interruptions.find(&shared);
+        }
         self.table.put(number, Some(shared.clone()));
         if options.hot_plugged {
             self.reports.report_subchannel(id);
@@ -233,17 +270,6 @@ impl Service {
                 places: self.table.places(),
             },
             None => AttachError::Full { attached: self.table.all().count() },
-        }
-    }
-
-    /// Detaches a subchannel: the program that runs is waited for by the shard, those that wait
-    /// complete with deferred condition code 3, later starts get condition code 3. The guest is told
-    /// with a channel report. Its number is free when its last program has ended.
-    pub fn detach(&self, subchannel: Subchannel) {
-        let shared = subchannel.shared();
-        shared.leave();
-        if self.table.remove(shared) {
-            self.reports.report_subchannel(subchannel.id());
         }
     }
 

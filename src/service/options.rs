@@ -2,8 +2,11 @@
 
 use vfio_ccw_pinning::Mode;
 
-use crate::architecture::SubchannelId;
+use crate::architecture::{Pmcw, PmcwFlags, SubchannelId};
+use crate::subchannel::Cell;
 use crate::translation::Policy;
+
+use super::state::SubchannelState;
 
 /// Choices for one device; what is not chosen is as the service was built.
 #[derive(Clone, Debug, Default)]
@@ -15,6 +18,7 @@ pub struct DeviceOptions {
     pub(super) devno: Option<u16>,
     pub(super) disabled: bool,
     pub(super) hot_plugged: bool,
+    pub(super) state: Option<Box<SubchannelState>>,
 }
 
 impl DeviceOptions {
@@ -41,6 +45,13 @@ impl DeviceOptions {
 
 /// Where the guest finds it.
 impl DeviceOptions {
+    /// The state of its subchannel, and what of its PMCW never changes.
+    pub(super) fn cell(&self, id: SubchannelId) -> (Cell, Pmcw) {
+        let fixed = Pmcw::single_path(self.devno.unwrap_or(id.number()));
+        let enabled = if self.disabled { PmcwFlags::empty() } else { PmcwFlags::ENABLED };
+        (Cell::new(id, &fixed.with(PmcwFlags::DEVICE_VALID | enabled, 0)), fixed)
+    }
+
     /// Its subchannel. Default: the lowest number that is free.
     pub fn subchannel(mut self, id: SubchannelId) -> Self {
         self.number = Some(id.index().unwrap_or(u32::MAX));
@@ -63,6 +74,17 @@ impl DeviceOptions {
     /// The guest runs already and is told with a channel report. Default: it will find it by itself.
     pub fn hot_plugged(mut self) -> Self {
         self.hot_plugged = true;
+        self
+    }
+}
+
+/// What it goes on from.
+impl DeviceOptions {
+    /// It goes on from what [`Service::save`](crate::Service::save) has saved, at the same subchannel;
+    /// device number and enablement are those of the state. Policy, mode and budget are not part of it.
+    pub fn restore(mut self, state: SubchannelState) -> Self {
+        self.number = Some(state.number);
+        self.state = Some(Box::new(state));
         self
     }
 }

@@ -14,7 +14,7 @@ use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Weak, mpsc};
 use std::task::{Context as TaskContext, Poll, Waker};
 
 use vfio_ccw_queues::submission::NextEntry;
@@ -23,6 +23,7 @@ use crate::architecture::Function;
 use crate::subchannel::{Shared, Urgent};
 
 use super::mode_switch::SwitchBox;
+use super::save::SavedTask;
 
 /// A subchannel on its shard: its future, and what it is told.
 pub(super) struct Runner {
@@ -42,6 +43,10 @@ pub(super) struct Runner {
     has_news: Cell<bool>,
     /// Its device is to be looked at, whether it has interrupted or not.
     looks: Cell<bool>,
+    /// Who wants to know what it consists of.
+    save: RefCell<Option<mpsc::Sender<SavedTask>>>,
+    /// It is at rest, or nobody wants to know.
+    rests: Cell<bool>,
 }
 
 /// How far the future of a subchannel is.
@@ -69,6 +74,8 @@ impl Runner {
             switch: SwitchBox::default(),
             has_news: Cell::new(false),
             looks: Cell::new(false),
+            save: RefCell::new(None),
+            rests: Cell::new(true),
         })
     }
 
@@ -182,6 +189,26 @@ impl Runner {
         let first = urgent.pop_front();
         self.has_urgent.set(!urgent.is_empty());
         first
+    }
+
+    /// It is to come to rest.
+    pub(super) fn be_restless(&self) {
+        self.rests.set(false);
+    }
+
+    /// It is at rest; whether that is news.
+    pub(super) fn comes_to_rest(&self) -> bool {
+        !self.rests.replace(true)
+    }
+
+    /// Somebody wants to know what it consists of.
+    pub(super) fn ask(&self, answer: mpsc::Sender<SavedTask>) {
+        *self.save.borrow_mut() = Some(answer);
+    }
+
+    /// Who wants to know what it consists of.
+    pub(super) fn take_question(&self) -> Option<mpsc::Sender<SavedTask>> {
+        self.save.borrow_mut().take()
     }
 
     /// Something that tasks keep up with has changed.

@@ -7,8 +7,8 @@
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
 use parking_lot::Mutex;
@@ -25,6 +25,7 @@ use super::attach::{Attachment, Interrupts};
 use super::context::Context;
 use super::dispatcher::Dispatcher;
 use super::mode_switch::{Aside, Switch};
+use super::save::SavedTask;
 use super::runtime::{Driver, Runtime};
 use super::unfetched::Unfetched;
 use super::view::Layout;
@@ -53,6 +54,12 @@ pub(super) enum Mail {
     Memory,
     /// For this subchannel.
     Switch(Arc<Shared>, Switch),
+    /// No program begins from now on. The other end is held until none runs.
+    Hold(mpsc::Sender<()>),
+    /// Programs may begin again.
+    LetGo,
+    /// What do subchannels consist of?
+    Save(mpsc::Sender<SavedTask>),
 }
 
 /// The service's end of a shard.
@@ -70,6 +77,8 @@ pub(super) struct Common {
     pub(super) mailbox: Mutex<Vec<Mail>>,
     pub(super) latest: Latest,
     pub(super) free_bits: Mutex<Vec<usize>>,
+    /// Subchannels that have not come to rest.
+    pub(super) restless: AtomicUsize,
     pub(super) ending: AtomicBool,
     ended: AtomicBool,
 }
@@ -121,12 +130,13 @@ impl ShardLink {
             table,
             mailbox: Mutex::new(Vec::new()),
             latest: Latest::default(),
+            restless: AtomicUsize::new(0),
             free_bits: Mutex::new((1..=subchannels).rev().collect()),
             ending: AtomicBool::new(false),
             ended: AtomicBool::new(false),
         });
         let arena = Arena::new(index, shards)?;
-        let (ready, started) = std::sync::mpsc::sync_channel(1);
+        let (ready, started) = mpsc::sync_channel(1);
         let thread = thread::Builder::new().name(format!("ccw-shard-{index}")).spawn({
             let common = common.clone();
             move || {
@@ -167,6 +177,27 @@ impl ShardLink {
         if !self.send(Mail::Memory) {
             drop(self.common.latest.take());
         }
+    }
+
+    /// Lets no program begin from now on. `coming` is held until none runs.
+    pub(super) fn hold(&self, coming: mpsc::Sender<()>) {
+        self.send(Mail::Hold(coming));
+    }
+
+    /// Lets programs begin again.
+    pub(super) fn let_go(&self) {
+        self.send(Mail::LetGo);
+    }
+
+    /// Subchannels that have not come to rest, as far as is known.
+    pub(super) fn restless(&self) -> usize {
+        // Relaxed: for the message of an error.
+        self.common.restless.load(Ordering::Relaxed)
+    }
+
+    /// Asks what its subchannels consist of.
+    pub(super) fn save(&self, answer: mpsc::Sender<SavedTask>) {
+        self.send(Mail::Save(answer));
     }
 
     /// Sends a switch to a subchannel.
@@ -220,7 +251,7 @@ async fn run(
     layout: Layout,
     arena: Arena,
     metrics: Arc<ShardMetrics>,
-    ready: std::sync::mpsc::SyncSender<io::Result<()>>,
+    ready: mpsc::SyncSender<io::Result<()>>,
 ) {
     let prepared = (layout.view(&arena).map_err(io::Error::other)).and_then(|view| {
         let fixed = plan.registered.as_ref().map(Fixed::new).transpose();

@@ -9,11 +9,9 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 
-use vfio_ccw_queues::submission::Intake;
-
 use crate::architecture::{Function, IrbHead, ScswFlags};
 use crate::backend::Backend;
-use crate::channel_subsystem::{DmaSpace, performed};
+use crate::channel_subsystem::{DeviceState, performed};
 use crate::subchannel::{Origin, Request, Shared, Urgent};
 use crate::translation::Rules;
 use crate::turn;
@@ -23,8 +21,11 @@ use super::delivery::Completion;
 use super::flight::{Next, Passage};
 use super::mode_switch::{Pinning, Switch};
 use super::outbox::Outbox;
+use super::queue::Queue;
 use super::refusal::Refusal;
 use super::runner::Runner;
+use super::save::SavedTask;
+use super::state::{StartState, Suspended, SuspendedState};
 use super::view::View;
 
 /// Requests served in a row before the neighbours get their turn.
@@ -34,14 +35,11 @@ const REQUESTS_A_TURN: usize = 32;
 pub(super) struct Seat {
     pub(super) context: Rc<Context>,
     pub(super) shared: Arc<Shared>,
-    /// Until the seat is left.
-    pub(super) intake: Option<Intake<Request>>,
-    /// The request that comes next, where it was taken out of the ring already.
-    pub(super) next: Cell<Option<Request>>,
-    /// Cancelled starts had filled the ring: those that found no room.
-    pub(super) late: Vec<Request>,
+    pub(super) queue: RefCell<Queue>,
     /// Started by instruction.
     pub(super) is_by_instruction: bool,
+    /// A program that was suspended when it was saved.
+    pub(super) restored: Option<Suspended>,
     /// What the program ended with, or was suspended with, that a function has stopped.
     pub(super) ended: Cell<Option<IrbHead>>,
     pub(super) runner: Rc<Runner>,
@@ -55,45 +53,72 @@ pub(super) struct Seat {
     pub(super) share: Option<u64>,
 }
 
+/// A program that a task has and that does not run.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Parked {
+    /// It has not begun.
+    Start(Request),
+    /// It has suspended itself.
+    Suspended(Origin, SuspendedState),
+}
+
 /// Serves requests until the subchannel leaves.
 pub(super) async fn run<B: Backend>(mut seat: Seat, mut backend: B) {
+    let restored = seat.restored.take();
+    let seat = &seat;
+    if let Some(suspended) = restored {
+        let passage = Passage::restored(seat, backend.class(), &suspended);
+        see_through(passage, Next::Resumption, &mut backend).await;
+    }
     loop {
         let mut served = 0;
-        seat.keep_up(|memory| backend.see(memory));
+        seat.keep_up(&mut backend);
         while !seat.shared.is_leaving()
             && let Some(request) = seat.pop()
         {
-            seat.keep_up(|memory| backend.see(memory));
+            seat.keep_up(&mut backend);
             // From here to its end, as in `flight.rs`.
-            let mut passage = Passage::of(&seat, backend.class(), request);
-            let mut next = passage.prepare(&mut backend);
-            while next != Next::Over {
-                next = match next {
-                    Next::Hold => poll_fn(|cx| passage.poll_pages(&mut backend, cx)).await,
-                    Next::Interrupt => poll_fn(|cx| passage.poll_end(&mut backend, cx)).await,
-                    Next::Resumption => poll_fn(|_| passage.poll_resumption(&mut backend)).await,
-                    Next::Over => break,
-                };
+            let mut passage = Passage::of(seat, backend.class(), request);
+            match passage.prepare(&mut backend) {
+                Next::Over => passage.finish(),
+                next => see_through(passage, next, &mut backend).await,
             }
-            passage.finish();
             served += 1;
             if served % REQUESTS_A_TURN == 0 {
                 turn::pass().await;
             }
         }
-        if seat.shared.is_leaving() {
+        if seat.shared.is_leaving() || seat.is_drained() {
             break;
         }
+        seat.rest();
         seat.expect_next();
         poll_fn(|_| seat.runner.poll_rung()).await;
     }
 }
 
+/// What `passage` waits for, until it is over.
+async fn see_through<B: Backend>(mut passage: Passage<'_>, mut next: Next, backend: &mut B) {
+    while next != Next::Over {
+        next = match next {
+            Next::Hold => poll_fn(|cx| passage.poll_pages(backend, cx)).await,
+            Next::LetGo => poll_fn(|_| passage.poll_let_go(backend)).await,
+            Next::Interrupt => poll_fn(|cx| passage.poll_end(backend, cx)).await,
+            Next::Resumption => poll_fn(|_| passage.poll_resumption(backend)).await,
+            Next::Over => break,
+        };
+    }
+    passage.finish();
+}
+
 /// Refuses every request until the subchannel leaves: its device could not be made.
-pub(super) async fn run_absent(mut seat: Seat) {
-    while !seat.shared.is_leaving() {
-        seat.keep_up(|_| {});
+pub(super) async fn run_absent(seat: Seat) {
+    while !seat.shared.is_leaving() && !seat.is_drained() {
+        if seat.has_news() {
+            seat.take_up_news(None, None);
+        }
         seat.refuse_rest();
+        seat.rest();
         poll_fn(|_| seat.runner.poll_rung()).await;
     }
 }
@@ -102,12 +127,15 @@ impl Seat {
     /// The next request to serve. What was halted, cleared or cancelled while it waited is over with
     /// this.
     #[inline]
-    fn pop(&mut self) -> Option<Request> {
+    fn pop(&self) -> Option<Request> {
         loop {
             if self.runner.has_urgent()
                 || self.is_by_instruction && self.shared.cell().function_pending().is_some()
             {
                 self.perform_functions();
+            }
+            if self.context.hold.is_on() {
+                return None;
             }
             let request = self.next_request()?;
             match self.stopped(&request) {
@@ -118,23 +146,15 @@ impl Seat {
     }
 
     #[inline]
-    fn next_request(&mut self) -> Option<Request> {
-        if let Some(request) = self.next.take() {
-            return Some(request);
-        }
-        if let Some(request) = self.intake.as_mut()?.pop() {
-            return Some(request);
-        }
-        self.late_request()
+    fn next_request(&self) -> Option<Request> {
+        self.queue.borrow_mut().pop(&self.shared)
     }
 
-    #[cold]
-    fn late_request(&mut self) -> Option<Request> {
-        if self.is_by_instruction && self.late.is_empty() {
-            self.late = self.shared.take_late();
-            self.late.reverse();
-        }
-        self.late.pop()
+    /// Whether all that was accepted is over, and no more will be.
+    fn is_drained(&self) -> bool {
+        self.shared.is_draining()
+            && !self.context.hold.is_on()
+            && !self.shared.cell().is_in_progress()
     }
 
     /// Why the request must not begin, or go on, if it must not.
@@ -166,7 +186,7 @@ impl Seat {
 
     /// Performs HALT and CLEAR, now that nothing runs.
     #[cold]
-    fn perform_functions(&mut self) {
+    pub(super) fn perform_functions(&self) {
         let ended = self.ended.take();
         if self.is_by_instruction {
             while let Some((function, control)) = self.shared.cell().function_pending() {
@@ -178,7 +198,7 @@ impl Seat {
             // The starts that it has overtaken end before it does.
             while let Some(request) = self.next_request() {
                 if !urgent.overtakes(&request) {
-                    self.next.set(Some(request));
+                    self.queue.borrow_mut().put_back(request);
                     break;
                 }
                 self.refuse(request, Refusal::Stopped(urgent.function));
@@ -206,24 +226,69 @@ impl Seat {
         }
     }
 
-    /// Between two programs: sees the memory that there is now, and changes the pinning mode if asked
-    /// to.
+    /// Between two programs: does what the service wants.
     #[inline]
-    pub(super) fn keep_up(&self, see: impl FnOnce(&Arc<DmaSpace>)) {
-        if self.runner.take_news() || self.context.is_outdated() {
-            self.take_up_news(see);
+    fn keep_up(&self, backend: &mut dyn Backend) {
+        if self.has_news() {
+            self.take_up_news(Some(backend), None);
         }
     }
 
+    /// Whether the service wants something.
+    #[inline]
+    pub(super) fn has_news(&self) -> bool {
+        self.runner.take_news() || self.context.is_outdated()
+    }
+
+    /// Sees the memory that there is now, changes the pinning mode, and says what it consists of, with
+    /// the program that is parked.
     #[cold]
-    fn take_up_news(&self, see: impl FnOnce(&Arc<DmaSpace>)) {
+    pub(super) fn take_up_news(&self, mut backend: Option<&mut dyn Backend>, parked: Option<Parked>) {
         let moved_on = self.context.moved_on_from(&self.view.borrow());
         if let Some(view) = moved_on {
-            see(&view.dma);
+            if let Some(backend) = &mut backend {
+                backend.see(&view.dma);
+            }
             *self.view.borrow_mut() = view;
         }
         if let Some(switch) = self.runner.switch.take() {
             self.switch(*switch);
+        }
+        if let Some(answer) = self.runner.take_question() {
+            let device = backend.map_or(DeviceState::Nothing, |backend| backend.save());
+            // Whoever asked may have lost patience.
+            drop(answer.send(self.saved(device, parked)));
+        }
+    }
+
+    /// What the subchannel consists of, apart from its state word.
+    fn saved(&self, device: DeviceState, parked: Option<Parked>) -> SavedTask {
+        let (mut starts, mut suspended, mut has_futures) = (Vec::new(), None, false);
+        let mut start = |request: &Request| match request.origin {
+            Origin::Future { .. } => has_futures = true,
+            Origin::Ring { user_data, .. } => {
+                starts.push(StartState::new(&request.orb, Some(user_data)));
+            }
+            Origin::Instruction(_) => starts.push(StartState::new(&request.orb, None)),
+        };
+        if let Some(Parked::Start(request)) = &parked {
+            start(request);
+        }
+        let mut queue = self.queue.borrow_mut();
+        let waiting = queue.all(&self.shared).filter(|request| self.stopped(request).is_none());
+        waiting.for_each(start);
+        if let Some(Parked::Suspended(origin, state)) = parked {
+            has_futures |= matches!(origin, Origin::Future { .. });
+            suspended = Some(state);
+        }
+        SavedTask { number: self.shared.number(), starts, suspended, device, has_futures }
+    }
+
+    /// Nothing of it runs.
+    #[inline]
+    pub(super) fn rest(&self) {
+        if self.context.hold.is_on() {
+            self.context.rests(&self.runner);
         }
     }
 
@@ -238,12 +303,12 @@ impl Seat {
 
     /// Says where the next request will come to lie.
     fn expect_next(&self) {
-        if let Some(intake) = &self.intake {
-            self.runner.expect(intake.next_entry());
+        if let Some(next_entry) = self.queue.borrow().next_entry() {
+            self.runner.expect(next_entry);
         }
     }
 
-    fn refuse_rest(&mut self) {
+    fn refuse_rest(&self) {
         self.perform_functions();
         while let Some(request) = self.next_request() {
             let refusal = self.stopped(&request).unwrap_or(Refusal::Detached);
@@ -265,7 +330,8 @@ impl Drop for Seat {
         if let Some(switch) = self.runner.switch.take() {
             aside.put(switch.pinning);
         }
-        if let Some(intake) = self.intake.take() {
+        let intake = self.queue.borrow_mut().take_intake();
+        if let Some(intake) = intake {
             self.shared.abandon(intake);
         }
         self.context.ended(&self.shared);

@@ -50,7 +50,40 @@ pub(crate) enum Step {
     Interrupts { interruption: IoInterruption, told: bool },
 }
 
+/// What is saved of a subchannel, beside its PMCW.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Saved {
+    /// Function, activity and status control.
+    pub(crate) control: ScswFlags,
+    /// The status that is pending.
+    pub(crate) status: IrbHead,
+    /// An interruption is pending.
+    pub(crate) interrupts: bool,
+    /// Whoever delivers interruptions was told of it.
+    pub(crate) told: bool,
+}
+
 impl Cell {
+    /// As it was saved; nothing runs. A start that it had has number 0.
+    pub(crate) fn restored(id: SubchannelId, pmcw: &Pmcw, saved: &Saved) -> Self {
+        let cell = Cell::new(id, pmcw);
+        let state = State::restored(pmcw, saved);
+        cell.status[state.buffer()].write(&saved.status);
+        Cell { word: AtomicU128::new(state.bits()), ..cell }
+    }
+
+    /// What it is now, with the PMCW over `fixed`. Nothing may change it meanwhile.
+    pub(crate) fn save(&self, fixed: &Pmcw) -> (Pmcw, Saved) {
+        let now = self.load();
+        let status = match now.is_pending() {
+            true => self.status[now.buffer()].read(),
+            false => IrbHead::default(),
+        };
+        let control = now.control();
+        let (interrupts, told) = (now.interrupts(), now.is_told());
+        (now.pmcw(fixed), Saved { control, status, interrupts, told })
+    }
+
     /// At rest.
     pub(crate) fn new(id: SubchannelId, pmcw: &Pmcw) -> Self {
         let word = AtomicU128::new(State::new(pmcw).bits());
@@ -198,6 +231,11 @@ impl Cell {
         now.function_pending().map(|function| (function, now.control()))
     }
 
+    /// Whether a function is in progress.
+    pub(crate) fn is_in_progress(&self) -> bool {
+        self.load().is_in_progress()
+    }
+
     /// Whether start `tag` is in progress.
     pub(crate) fn is_started(&self, tag: Tag) -> bool {
         self.load().is_started(tag)
@@ -246,6 +284,12 @@ impl Cell {
     pub(crate) fn perform(&self, function: Function, irb: &IrbHead, tell: u8) -> Step {
         let status = irb.scsw.flags();
         self.present(irb, |now| now.perform(function, status, tells(tell, now)))
+    }
+
+    /// Subclass of the interruption that is pending, if one is.
+    pub(crate) fn interrupting_subclass(&self) -> Option<u8> {
+        let now = self.load();
+        now.interrupts().then(|| now.isc())
     }
 
     /// There is no device any more.

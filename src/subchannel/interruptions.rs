@@ -57,6 +57,13 @@ impl Interruptions {
         }
     }
 
+    /// The interruption that is pending at `shared`, if one is, can be found from now on.
+    pub(crate) fn find(&self, shared: &Shared) {
+        if let Some(isc) = shared.cell().interrupting_subclass() {
+            self.pending[usize::from(isc & 7)].set(shared.place());
+        }
+    }
+
     fn interrupt(&self, shared: &Shared, interruption: &IoInterruption, told: bool) {
         self.pending[usize::from(interruption.isc & 7)].set(shared.place());
         if told {

@@ -29,7 +29,7 @@ pub use instructions::Subchannel;
 pub use ring::SubmitError;
 pub use start::Start;
 
-pub(crate) use cell::Cell;
+pub(crate) use cell::{Cell, Saved};
 pub(crate) use door::{Door, MAILBOX, Urgent};
 pub(crate) use interruptions::Interruptions;
 pub(crate) use reports::Reports;

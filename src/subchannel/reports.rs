@@ -113,13 +113,17 @@ impl Reports {
         }
     }
 
-    /// Words that wait.
+    /// Words that wait. They stay; nobody may take any meanwhile.
     pub(crate) fn waiting(&self) -> Vec<Crw> {
-        let mut all = Vec::new();
-        while let Some(word) = self.words.pop() {
-            all.push(word);
+        let _writer = self.writer.lock();
+        let queued: Vec<Crw> = std::iter::from_fn(|| self.words.pop()).collect();
+        for word in &queued {
+            let kept = self.words.push(*word);
+            debug_assert!(kept.is_ok(), "it comes from there");
         }
-        all
+        // Relaxed: nobody takes or returns any.
+        let returned = Crw::from_word(self.returned.load(Ordering::Relaxed));
+        (!returned.is_none()).then_some(returned).into_iter().chain(queued).collect()
     }
 
     /// Queues words that waited elsewhere.
@@ -192,6 +196,22 @@ mod tests {
         assert_eq!(reports.store().1.flags(), CrwFlags::OVERFLOW);
         reports.report_subchannel(SubchannelId::new(0, 2));
         assert!(reports.store().1.flags().is_empty());
+    }
+
+    #[test]
+    fn words_that_wait_can_be_taken_elsewhere() {
+        let (_, here) = counting();
+        for number in [1, 2, 3] {
+            here.report_subchannel(SubchannelId::new(0, number));
+        }
+        here.put_back(here.store().1);
+        let (told, there) = counting();
+        there.restore(&here.waiting());
+        assert_eq!(told.load(Ordering::Relaxed), 1);
+        for reports in [&here, &there] {
+            let ids = std::iter::from_fn(|| Some(reports.store().1).filter(|word| !word.is_none()));
+            assert_eq!(ids.map(|word| word.id()).collect::<Vec<_>>(), [1, 2, 3]);
+        }
     }
 
     #[test]

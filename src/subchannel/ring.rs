@@ -90,7 +90,7 @@ impl Subchannel {
         if !matches!(self.shared.delivery(), Delivery::Ring(_)) {
             return Err(SubmitError::NotARing);
         }
-        if self.shared.is_leaving() {
+        if self.shared.is_closed() {
             return Err(SubmitError::Detached);
         }
         Ok(())

@@ -12,7 +12,7 @@ use crate::architecture::{Function, IoInterruption, IrbHead, Orb, Pmcw, ScswFlag
 use crate::service::delivery::{Completion, Delivery};
 use crate::service::refusal::Refusal;
 
-use super::cell::Cell;
+use super::cell::{Cell, Saved};
 use super::{Door, Interruptions, Starts, Tag, Urgent};
 
 /// A program on its way to the shard.
@@ -58,7 +58,11 @@ pub(crate) struct Shared {
     epoch: AtomicU32,
     /// Pinning mode that is in effect, as its place in [`Mode::ALL`].
     mode: AtomicU8,
+    /// No more is accepted; what was accepted goes on.
+    draining: AtomicBool,
     leaving: AtomicBool,
+    /// Its task has ended.
+    over: AtomicBool,
     /// The other end of the ring, once the task has ended: what comes in then is refused by whoever
     /// brings it.
     orphan: Mutex<Option<Intake<Request>>>,
@@ -104,7 +108,9 @@ impl Shared {
             clock: Clock::new(),
             epoch: AtomicU32::new(0),
             mode: AtomicU8::new(mode as u8),
+            draining: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
+            over: AtomicBool::new(false),
             orphan: Mutex::new(None),
         };
         (Arc::new(shared), intake)
@@ -161,6 +167,42 @@ impl Shared {
     /// Lets the shard look.
     pub(super) fn ring(&self) {
         self.door.doorbell.ring(self.bit);
+    }
+
+    /// What is saved of it, with its PMCW. Nothing may change it meanwhile.
+    pub(crate) fn save(&self) -> (Pmcw, Saved) {
+        self.cell.save(&self.fixed)
+    }
+
+    /// Asks the task to end when all that was accepted is over; no more is.
+    pub(crate) fn drain(&self) {
+        self.cell.leave();
+        // Relaxed: the doorbell orders it for the task; what a submitter does not see yet is accepted.
+        self.draining.store(true, Ordering::Relaxed);
+        self.ring();
+    }
+
+    /// Whether the task is to end when all that was accepted is over.
+    pub(crate) fn is_draining(&self) -> bool {
+        // Relaxed: as above.
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Whether starts are refused.
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_draining() || self.is_leaving()
+    }
+
+    /// Its task has ended.
+    pub(crate) fn end(&self) {
+        // Release: pairs with the acquire in `is_over`.
+        self.over.store(true, Ordering::Release);
+    }
+
+    /// Whether its task has ended.
+    pub(crate) fn is_over(&self) -> bool {
+        // Acquire: pairs with the release in `end`.
+        self.over.load(Ordering::Acquire)
     }
 
     /// Asks the task to end: there is no device any more.

@@ -143,7 +143,7 @@ impl Subchannel {
         else {
             return Err(SubmitError::NotAFuture);
         };
-        if shared.is_leaving() {
+        if shared.is_closed() {
             return Err(SubmitError::Detached);
         }
         let full = SubmitError::Full { entries: shared.ring_entries() };

@@ -27,6 +27,7 @@ use std::fmt;
 use crate::architecture::{Function, IoInterruption, Pmcw, PmcwFlags, ScswFlags, SubchannelId};
 
 use super::Cc;
+use super::cell::Saved;
 
 /// State of a subchannel.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -94,6 +95,14 @@ impl State {
     /// At rest, with what `pmcw` says.
     pub(super) fn new(pmcw: &Pmcw) -> Self {
         State(0).with_flags(pmcw.flags(), pmcw.isc()).with_intparm(pmcw.intparm.get()).with(LPM, pmcw.lpm.into()).with(MBI, pmcw.mbi.get().into())
+    }
+
+    /// As it was saved: at rest, with no start but one numbered 0.
+    pub(super) fn restored(pmcw: &Pmcw, saved: &Saved) -> Self {
+        State::new(pmcw)
+            .with_control(saved.control)
+            .with(INTERRUPTS, saved.interrupts.into())
+            .with(TOLD, saved.told.into())
     }
 
     pub(super) fn from_bits(bits: u128) -> Self {
@@ -196,6 +205,11 @@ impl State {
 
     pub(super) fn interrupts(self) -> bool {
         self.field(INTERRUPTS) == 1
+    }
+
+    /// Whether whoever delivers interruptions was told of the one that is pending.
+    pub(super) fn is_told(self) -> bool {
+        self.field(TOLD) == 1
     }
 
     fn without_interruption(self) -> Self {
@@ -361,6 +375,11 @@ impl State {
         }
     }
 
+    /// Whether a function is in progress that has no status yet.
+    pub(super) fn is_in_progress(self) -> bool {
+        !self.function().is_empty() && (!self.is_pending() || self.status() == INTERMEDIATE)
+    }
+
     /// Whether start `tag` is in progress: neither over, nor cancelled, halted or cleared.
     pub(super) fn is_started(self, tag: Tag) -> bool {
         self.function() == ScswFlags::START_FUNCTION && self.tag() == tag
@@ -436,7 +455,7 @@ impl State {
 
     /// Whoever delivers interruptions is told of this one now. `None`: there is none, or he was.
     pub(super) fn tell(self) -> Option<Self> {
-        let news = self.interrupts() && self.field(TOLD) == 0;
+        let news = self.interrupts() && !self.is_told();
         news.then(|| self.with(TOLD, 1))
     }
 }

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use super::Shared;
 
@@ -17,6 +18,8 @@ pub(crate) const MOST_SUBCHANNELS: usize = 4 << 16;
 pub(crate) struct Table {
     places: Box<[ArcSwapOption<Shared>]>,
     numbers: Mutex<Numbers>,
+    /// A number was given back.
+    given_back: Condvar,
 }
 
 /// Which numbers are given out.
@@ -35,6 +38,7 @@ impl Table {
         Table {
             places: (0..places).map(|_| ArcSwapOption::empty()).collect(),
             numbers: Mutex::new(Numbers { free: BTreeSet::new(), fresh: 0 }),
+            given_back: Condvar::new(),
         }
     }
 
@@ -65,6 +69,23 @@ impl Table {
     /// Takes a number back that nobody uses.
     pub(crate) fn give_back(&self, number: u32) {
         self.numbers.lock().free.insert(number);
+        self.given_back.notify_all();
+    }
+
+    /// Waits until the task of `shared` has ended, at most `patience`; whether it has.
+    pub(crate) fn wait_until_over(&self, shared: &Shared, patience: Duration) -> bool {
+        let deadline = Instant::now().checked_add(patience);
+        let mut numbers = self.numbers.lock();
+        while !shared.is_over() {
+            match deadline {
+                Some(deadline) if self.given_back.wait_until(&mut numbers, deadline).timed_out() => {
+                    return shared.is_over();
+                }
+                Some(_) => {}
+                None => self.given_back.wait(&mut numbers),
+            }
+        }
+        true
     }
 
     /// Puts a subchannel in its place, or takes it out.

@@ -181,6 +181,16 @@ pub struct Program {
 pub(super) const PARAMETER_SLOT: usize = 64;
 
 impl Program {
+    /// Whether a command has bounded it to an extent that its policy allows.
+    pub(crate) fn is_bounded(&self) -> bool {
+        self.bounded
+    }
+
+    /// For a program that was bounded, or not, elsewhere.
+    pub(crate) fn set_bounded(&mut self, bounded: bool) {
+        self.bounded = bounded;
+    }
+
     /// Bytes the shadow program takes.
     pub fn bytes(&self) -> usize {
         self.parameters_at() + self.parameters.len()
