@@ -13,8 +13,15 @@
 //!
 //! Who marks looks at the summary even when its bit was set already: the thread that set it may have
 //! been descheduled before it came to the summary, and must not hold up others.
+//!
+//! # Why "there is none" is true
+//!
+//! Several threads may look at once, and one that tidies up takes a summary bit or a mark away for a
+//! moment, and sets it again if it was needed after all. Another that looks at that moment must not
+//! conclude that nothing is there. So tidying is counted when it begins and when it has ended, and who
+//! finds nothing while one was under way looks again. (Who only drains, alone, is not concerned.)
 
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, AtomicUsize, Ordering};
 
 /// The most indices one set can have: 16 times the subchannels of a channel-subsystem image with all
 /// four subchannel sets, in 512 KiB of bitmap.
@@ -28,6 +35,9 @@ pub struct Marks {
     words: Box<[AtomicU64]>,
     /// Bit `w % 64` of word `w / 64`: `words[w]` may be non-zero.
     summary: Box<[AtomicU64]>,
+    /// Times that somebody has begun to tidy up, and was done.
+    begun: AtomicUsize,
+    ended: AtomicUsize,
 }
 
 impl Marks {
@@ -35,7 +45,13 @@ impl Marks {
     pub fn new(bits: usize) -> Self {
         let words = bits.min(MAX_BITS).div_ceil(64);
         let zeros = |count| (0..count).map(|_| AtomicU64::new(0)).collect();
-        Self { bits, words: zeros(words), summary: zeros(words.div_ceil(64)) }
+        Self {
+            bits,
+            words: zeros(words),
+            summary: zeros(words.div_ceil(64)),
+            begun: AtomicUsize::new(0),
+            ended: AtomicUsize::new(0),
+        }
     }
 
     /// How many indices there are.
@@ -83,11 +99,65 @@ impl Marks {
     /// Takes one mark: the lowest index at or above `from`, else the lowest of all. Any number of
     /// threads may do so at once; each mark goes to one of them.
     pub fn take_first(&self, from: usize) -> Option<usize> {
-        self.take_from(from).or_else(|| self.take_from(0))
+        self.look(|| {
+            let take = |from| self.first_in_words(from, |word, counted| self.take_in(word, counted));
+            take(from).or_else(|| take(0))
+        })
     }
 
-    /// Takes one mark: the lowest index at or above `from`.
-    pub fn take_from(&self, from: usize) -> Option<usize> {
+    /// The lowest index at or above `from` that is marked. The mark stays.
+    pub fn next_from(&self, from: usize) -> Option<usize> {
+        self.look(|| {
+            self.first_in_words(from, |word, counted| {
+                // Acquire: pairs with the release of the mark in `set_word`.
+                let marks = self.words[word].load(Ordering::Acquire) & counted;
+                (marks != 0).then(|| marks.trailing_zeros() as usize)
+            })
+        })
+    }
+
+    /// Takes the mark of `index` away, unless `is_wanted`, which is asked when it is gone: then it stays,
+    /// and nobody has missed it meanwhile.
+    ///
+    /// # Panics
+    /// If `index` is not below the number of bits.
+    pub fn unmark_unless(&self, index: usize, is_wanted: impl FnOnce() -> bool) {
+        let _tidying = self.tidy();
+        // Release: pairs with the acquire of whoever looks, who sees that this is going on. Acquire:
+        // pairs with the release of the mark in `set_word`, so that `is_wanted` sees what it was for.
+        self.words[index / 64].fetch_and(!(1 << (index % 64)), Ordering::AcqRel);
+        if is_wanted() {
+            self.set(index);
+        }
+    }
+
+    /// What `look` finds. That it finds nothing counts only where nobody tidied up meanwhile.
+    fn look(&self, look: impl Fn() -> Option<usize>) -> Option<usize> {
+        loop {
+            // Acquire: pairs with the release in `Tidying::drop`: what was set again before is seen.
+            let ended = self.ended.load(Ordering::Acquire);
+            let found = look();
+            // Relaxed: who has seen something taken away has acquired that it had begun.
+            if found.is_some() || self.begun.load(Ordering::Relaxed) == ended {
+                return found;
+            }
+            crate::sync::spin_loop();
+        }
+    }
+
+    fn tidy(&self) -> Tidying<'_> {
+        // Relaxed: what is taken away afterwards is released with it.
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        Tidying(self)
+    }
+
+    /// The first index at or above `from` that `in_word` finds, which is asked for words that may have
+    /// marks, and for which bits of each count.
+    fn first_in_words(
+        &self,
+        from: usize,
+        in_word: impl Fn(usize, u64) -> Option<usize>,
+    ) -> Option<usize> {
         let mut word = from / 64;
         // Marks of the first word that are below `from` do not count.
         let mut counted = u64::MAX << (from % 64);
@@ -101,7 +171,7 @@ impl Marks {
                 counted = u64::MAX;
                 continue;
             }
-            if let Some(bit) = self.take_in_word(word, counted) {
+            if let Some(bit) = in_word(word, counted) {
                 return Some(word * 64 + bit);
             }
             word += 1;
@@ -112,7 +182,7 @@ impl Marks {
 
     /// Takes the lowest mark of a word among `counted`; clears the summary's bit where the word has
     /// none at all.
-    fn take_in_word(&self, word: usize, counted: u64) -> Option<usize> {
+    fn take_in(&self, word: usize, counted: u64) -> Option<usize> {
         // Acquire: pairs with the release of the mark in `set_word`, as does the one below.
         let mut marks = self.words[word].load(Ordering::Acquire);
         loop {
@@ -128,9 +198,10 @@ impl Marks {
             if marks != 0 {
                 return None;
             }
+            let _tidying = self.tidy();
             let (summary, bit) = (&self.summary[word / 64], 1 << (word % 64));
-            // Relaxed: what follows is a read-modify-write of the word with release.
-            summary.fetch_and(!bit, Ordering::Relaxed);
+            // Release: pairs with the acquire of whoever looks, who sees that this is going on.
+            summary.fetch_and(!bit, Ordering::Release);
             // A read-modify-write that changes nothing: a mark comes before it and is seen here, or
             // after it, has acquired the cleared summary bit, and sets it again.
             marks = self.words[word].fetch_or(0, Ordering::AcqRel);
@@ -145,6 +216,16 @@ impl Marks {
     /// A pass that takes all marks. For one consumer at a time.
     pub(crate) fn drain(&self) -> Drain<'_> {
         Drain { marks: self, block: 0, marked_words: 0, word: 0, rest: 0 }
+    }
+}
+
+/// Somebody takes away what may be needed after all.
+struct Tidying<'a>(&'a Marks);
+
+impl Drop for Tidying<'_> {
+    fn drop(&mut self) {
+        // Release: pairs with the acquire in `Marks::look`.
+        self.0.ended.fetch_add(1, Ordering::Release);
     }
 }
 
@@ -251,13 +332,24 @@ mod tests {
         for index in [5, 130, 4096, 69_999] {
             marks.set(index);
         }
-        assert_eq!((marks.take_from(131), marks.take_from(70_001)), (Some(4096), None));
-        marks.set(4096);
+        assert_eq!((marks.next_from(131), marks.next_from(70_001)), (Some(4096), None));
         assert_eq!(marks.take_first(128), Some(130));
         assert_eq!(marks.take_first(60_000), Some(69_999));
         assert_eq!(marks.take_first(60_000), Some(5), "around the end");
         assert_eq!(marks.take_first(usize::MAX), Some(4096));
         assert!(marks.take_first(0).is_none() && marks.is_empty());
+    }
+
+    #[test]
+    fn a_mark_goes_unless_it_is_wanted() {
+        let marks = Marks::new(100);
+        marks.set(70);
+        marks.unmark_unless(70, || true);
+        assert_eq!(marks.next_from(0), Some(70));
+        marks.unmark_unless(70, || false);
+        assert_eq!(marks.next_from(0), None);
+        marks.unmark_unless(3, || false);
+        assert_eq!(marks.take_first(0), None);
     }
 
     #[test]
@@ -322,6 +414,67 @@ mod loom_model {
 
     use super::*;
     use crate::sync::check;
+
+    /// Whoever looks after two marks were set finds one, while another takes one of them, and had found
+    /// their word empty before.
+    #[test]
+    fn what_is_there_is_found() {
+        check(3, || {
+            let marks = Arc::new(Marks::new(64));
+            marks.set(5);
+            assert_eq!(marks.take_first(0), Some(5), "the summary stays as it was");
+            let posted = Arc::new(AtomicUsize::new(0));
+            let poster = {
+                let (marks, posted) = (Arc::clone(&marks), Arc::clone(&posted));
+                thread::spawn(move || {
+                    marks.set(0);
+                    marks.set(1);
+                    posted.store(1, Ordering::Release);
+                })
+            };
+            let other = {
+                let marks = Arc::clone(&marks);
+                thread::spawn(move || marks.take_first(0))
+            };
+            if posted.load(Ordering::Acquire) == 1 {
+                assert!(marks.take_first(0).is_some());
+            }
+            poster.join().unwrap();
+            other.join().unwrap();
+        });
+    }
+
+    /// Whoever looks after what a mark is for has come about finds the mark, while another tidies it up,
+    /// since it was for nothing before.
+    #[test]
+    fn what_is_tidied_up_is_found() {
+        check(3, || {
+            let marks = Arc::new(Marks::new(64));
+            marks.set(0);
+            let [wanted, posted] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
+            let poster = {
+                let (marks, wanted, posted) =
+                    (Arc::clone(&marks), Arc::clone(&wanted), Arc::clone(&posted));
+                thread::spawn(move || {
+                    wanted.store(1, Ordering::Relaxed);
+                    marks.set(0);
+                    posted.store(1, Ordering::Release);
+                })
+            };
+            let other = {
+                let marks = Arc::clone(&marks);
+                thread::spawn(move || {
+                    marks.unmark_unless(0, || wanted.load(Ordering::Relaxed) == 1);
+                })
+            };
+            if posted.load(Ordering::Acquire) == 1 {
+                assert_eq!(marks.next_from(0), Some(0));
+            }
+            poster.join().unwrap();
+            other.join().unwrap();
+            assert_eq!(marks.take_first(0), Some(0));
+        });
+    }
 
     /// One marks, two take: no mark is missed or taken twice, and what was written before a mark is
     /// visible to who takes it.

@@ -12,6 +12,7 @@ pub(crate) use imp::*;
 
 #[cfg(not(loom))]
 mod imp {
+    pub(crate) use std::hint::spin_loop;
     pub(crate) use std::sync::Arc;
     pub(crate) use std::sync::atomic::{
         AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence,
@@ -51,6 +52,7 @@ mod imp {
     use loom::sync::atomic;
 
     pub(crate) use loom::cell::UnsafeCell;
+    pub(crate) use loom::hint::spin_loop;
     pub(crate) use loom::sync::Arc;
     pub(crate) use loom::sync::atomic::{Ordering, fence};
 

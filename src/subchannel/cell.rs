@@ -216,10 +216,12 @@ impl Cell {
         }
     }
 
-    /// TEST PENDING INTERRUPTION of this subchannel.
-    pub(crate) fn tpi(&self) -> Option<IoInterruption> {
+    /// TEST PENDING INTERRUPTION of this subchannel, for subclasses of `mask`, a bit each as in control
+    /// register 6.
+    pub(crate) fn tpi(&self, mask: u8) -> Option<IoInterruption> {
         // What it changes is not what the code is made of.
-        self.try_step(State::tpi).map(|state| state.interruption(self.id))
+        let taken = self.try_step(|now| now.tpi().filter(|_| includes(mask, now)));
+        taken.map(|state| state.interruption(self.id))
     }
 }
 
@@ -254,13 +256,13 @@ impl Cell {
     /// The program of start `tag` goes on and says so with `irb`. `tell`: interruptions of which
     /// subclasses are delivered at once, a bit each as in control register 6.
     pub(crate) fn progress(&self, tag: Tag, irb: &IrbHead, tell: u8) -> Step {
-        self.present(irb, |now| now.progress(tag, tells(tell, now)))
+        self.present(irb, |now| now.progress(tag, includes(tell, now)))
     }
 
     /// The program of start `tag` has suspended itself, with `irb`.
     pub(crate) fn suspend(&self, tag: Tag, irb: &IrbHead, tell: u8) -> Step {
         let says_so = irb.scsw.flags().contains(ScswFlags::STATUS_PENDING);
-        self.present(irb, |now| now.suspend(tag, says_so, tells(tell, now)))
+        self.present(irb, |now| now.suspend(tag, says_so, includes(tell, now)))
     }
 
     /// The program of a ring or a future has suspended itself: until it is resumed it is a start
@@ -277,13 +279,13 @@ impl Cell {
     /// Start `tag` has ended with `irb`.
     pub(crate) fn end(&self, tag: Tag, irb: &IrbHead, tell: u8) -> Step {
         let status = irb.scsw.flags();
-        self.present(irb, |now| now.end(tag, status, tells(tell, now)))
+        self.present(irb, |now| now.end(tag, status, includes(tell, now)))
     }
 
     /// HALT or CLEAR is performed, with `irb`.
     pub(crate) fn perform(&self, function: Function, irb: &IrbHead, tell: u8) -> Step {
         let status = irb.scsw.flags();
-        self.present(irb, |now| now.perform(function, status, tells(tell, now)))
+        self.present(irb, |now| now.perform(function, status, includes(tell, now)))
     }
 
     /// Subclass of the interruption that is pending, if one is.
@@ -297,14 +299,11 @@ impl Cell {
         self.try_step(State::leave);
     }
 
-    /// Whoever delivers interruptions is told of the one that is pending, if he was not before.
-    pub(crate) fn tell(&self) -> Option<IoInterruption> {
-        self.try_step(State::tell).map(|state| state.interruption(self.id))
-    }
-
-    /// Whether an interruption is pending.
-    pub(crate) fn interrupts(&self) -> bool {
-        self.load().interrupts()
+    /// Whoever delivers interruptions is told of the one that is pending, if its subclass is of `mask`
+    /// and he was not before.
+    pub(crate) fn tell(&self, mask: u8) -> Option<IoInterruption> {
+        let told = self.try_step(|now| now.tell().filter(|_| includes(mask, now)));
+        told.map(|state| state.interruption(self.id))
     }
 
     /// Writes the status and makes it pending in one step; as one with status that was pending before.
@@ -330,8 +329,8 @@ impl Cell {
     }
 }
 
-/// Whether an interruption in state `now` is delivered at once.
-fn tells(mask: u8, now: State) -> bool {
+/// Whether the interruption subclass of state `now` is of `mask`.
+fn includes(mask: u8, now: State) -> bool {
     mask & 0x80 >> now.isc() != 0
 }
 

@@ -73,9 +73,7 @@ impl Interruptions {
         // enabled.
         fence(Ordering::SeqCst);
         // Relaxed: ordered by the fence.
-        if self.enabled.load(Ordering::Relaxed) & interruption.mask() != 0 {
-            tell(shared);
-        }
+        tell(shared, self.enabled.load(Ordering::Relaxed));
     }
 
     /// Delivers the interruptions of `subclasses` to triggers from now on, and those of others no more;
@@ -88,7 +86,7 @@ impl Interruptions {
         let news = subclasses & !before;
         for isc in (0..SUBCLASSES).filter(|isc| news & 0x80 >> isc != 0) {
             self.look_through(isc, |shared| {
-                tell(shared);
+                tell(shared, subclasses);
                 false
             });
         }
@@ -105,8 +103,9 @@ impl Interruptions {
                 let place = marks.take_first(self.last[isc].load(Ordering::Relaxed))?;
                 self.last[isc].store(place + 1, Ordering::Relaxed);
                 let shared = self.table.look_up(place as u32);
-                if let Some(interruption) = shared.and_then(|shared| shared.cell().tpi()) {
-                    return Some(interruption);
+                let taken = shared.and_then(|shared| shared.cell().tpi(0x80 >> isc));
+                if taken.is_some() {
+                    return taken;
                 }
             }
         })
@@ -123,23 +122,27 @@ impl Interruptions {
     fn look_through(&self, isc: usize, mut enough: impl FnMut(&Shared) -> bool) -> bool {
         let marks = &self.pending[isc];
         let mut from = 0;
-        while let Some(place) = marks.take_from(from) {
+        while let Some(place) = marks.next_from(from) {
             from = place + 1;
-            let Some(shared) = self.table.look_up(place as u32) else { continue };
-            if shared.cell().interrupts() {
-                marks.set(place);
-                if enough(&shared) {
-                    return true;
-                }
+            let shared = self.table.look_up(place as u32);
+            let interrupts = || {
+                let shared = shared.as_ref();
+                shared.and_then(|shared| shared.cell().interrupting_subclass()) == Some(isc as u8)
+            };
+            if !interrupts() {
+                marks.unmark_unless(place, interrupts);
+            } else if shared.as_ref().is_some_and(|shared| enough(shared)) {
+                return true;
             }
         }
         false
     }
 }
 
-/// Tells whoever delivers the interruptions of `shared` of the one that is pending, once.
-fn tell(shared: &Shared) {
-    if let Some(interruption) = shared.cell().tell() {
+/// Tells whoever delivers the interruptions of `shared` of the one that is pending, once, if its subclass
+/// is of `mask`.
+fn tell(shared: &Shared, mask: u8) {
+    if let Some(interruption) = shared.cell().tell(mask) {
         shared.trigger(&interruption);
     }
 }

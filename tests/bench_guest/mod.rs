@@ -2,6 +2,7 @@
 
 pub mod fba;
 pub mod fenced;
+pub mod gated;
 pub mod rewriting;
 pub mod wired;
 
