@@ -238,10 +238,11 @@ impl Service {
         }
         place.keep();
         if is_restored {
-            // The number is given back by the task.
             let gone = |_| AttachError::ShardGone { shard };
             if let Err(error) = restoring.recv().map_err(gone)? {
+                // As if it had never been: its number is free again.
                 shared.leave();
+                self.table.wait_until_over(&shared, save::ANSWER);
                 return Err(StateError::from(error).into());
             }
             self.interruptions.find(&shared);

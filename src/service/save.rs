@@ -45,7 +45,7 @@ pub(super) struct SavedTask {
 }
 
 /// How long a shard at rest may take to answer.
-const ANSWER: Duration = Duration::from_secs(60);
+pub(super) const ANSWER: Duration = Duration::from_secs(60);
 
 impl Service {
     /// What the service consists of, to be restored in another one; it must be quiet

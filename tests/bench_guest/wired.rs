@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
 use vfio_ccw::architecture::{IoInterruption, IrbHead, SubchannelId};
-use vfio_ccw::{Cc, Delivery, DeviceSpec, Service, Subchannel, Trigger};
+use vfio_ccw::{Cc, Delivery, DeviceOptions, DeviceSpec, Service, Subchannel, Trigger};
 
 use super::STALL;
 
@@ -43,9 +43,14 @@ pub struct Wired {
 impl Wired {
     /// Attaches a device.
     pub fn attach(service: &Service, spec: DeviceSpec) -> Self {
+        Wired::attach_with(service, spec, DeviceOptions::default())
+    }
+
+    /// The same with options.
+    pub fn attach_with(service: &Service, spec: DeviceSpec, options: DeviceOptions) -> Self {
         let (out, interruptions) = channel();
         let delivery = Delivery::Interrupt(Arc::new(Wire(Mutex::new(out))));
-        let subchannel = service.attach(spec, delivery).expect("room for a device");
+        let subchannel = service.attach_with(spec, delivery, options).expect("room for a device");
         Wired { subchannel, interruptions }
     }
 
