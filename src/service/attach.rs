@@ -165,7 +165,7 @@ pub(super) fn attach(context: &Rc<Context>, attachment: Attachment) {
                 };
                 Request { orb, origin, submitted }
             };
-            (suspended, starts.into_iter().map(request).collect(), Some(restoring))
+            (suspended.map(Box::new), starts.into_iter().map(request).collect(), Some(restoring))
         }
         None => (None, VecDeque::new(), None),
     };

@@ -231,8 +231,25 @@ impl<'a> Passage<'a> {
         self.start(backend, shadow)
     }
 
+    /// Waits for `next`; what comes then.
+    #[inline]
+    pub(super) fn poll_next<B: Backend>(
+        &mut self,
+        next: Next,
+        backend: &mut B,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Next> {
+        match next {
+            Next::Interrupt => self.poll_end(backend, cx),
+            Next::Hold => self.poll_pages(backend, cx),
+            Next::LetGo => self.poll_let_go(backend),
+            Next::Resumption => self.poll_resumption(backend),
+            Next::Over => Poll::Ready(Next::Over),
+        }
+    }
+
     /// Waits for its pages, however long that takes, unless it is stopped.
-    pub(super) fn poll_pages<B: Backend>(
+    fn poll_pages<B: Backend>(
         &mut self,
         backend: &mut B,
         cx: &mut TaskContext<'_>,
@@ -282,7 +299,7 @@ impl<'a> Passage<'a> {
 
     /// Waits until programs may begin. It has given up its place in line for its pages, and is fetched
     /// anew.
-    pub(super) fn poll_let_go<B: Backend>(&mut self, backend: &mut B) -> Poll<Next> {
+    fn poll_let_go<B: Backend>(&mut self, backend: &mut B) -> Poll<Next> {
         let seat = self.seat();
         loop {
             if seat.has_news() {
@@ -324,7 +341,7 @@ impl<'a> Passage<'a> {
     /// Waits for the interrupt that tells of its end or suspension. Where it is stopped meanwhile, the
     /// device hears of it.
     #[inline]
-    pub(super) fn poll_end<B: Backend>(
+    fn poll_end<B: Backend>(
         &mut self,
         backend: &mut B,
         cx: &mut TaskContext<'_>,
@@ -428,7 +445,7 @@ impl<'a> Passage<'a> {
 
     /// Waits until it is resumed. Meanwhile it is not running: it goes on with the memory and the
     /// pinning mode that there are then.
-    pub(super) fn poll_resumption<B: Backend>(
+    fn poll_resumption<B: Backend>(
         &mut self,
         backend: &mut B,
     ) -> Poll<Next> {
@@ -450,7 +467,7 @@ impl<'a> Passage<'a> {
                 }
             };
             self.end_suspension();
-            seat.ended.set(Some(self.flight.irb));
+            seat.ended.set(Some(Box::new(self.flight.irb)));
             return Poll::Ready(self.refused(refusal));
         }
         self.end_suspension();
@@ -543,7 +560,7 @@ impl<'a> Passage<'a> {
             let (device, none) = (DeviceStatus::empty(), SubchannelStatus::empty());
             let scsw = irb.scsw.with_cpa(ended.scsw.cpa());
             irb.scsw = scsw.with_status(device, none, ended.scsw.count());
-            seat.ended.set(Some(ended));
+            seat.ended.set(Some(Box::new(ended)));
         }
         self.complete(&irb, refusal.outcome());
     }

@@ -39,9 +39,9 @@ pub(super) struct Seat {
     /// Started by instruction.
     pub(super) is_by_instruction: bool,
     /// A program that was suspended when it was saved.
-    pub(super) restored: Option<Suspended>,
+    pub(super) restored: Option<Box<Suspended>>,
     /// What the program ended with, or was suspended with, that a function has stopped.
-    pub(super) ended: Cell<Option<IrbHead>>,
+    pub(super) ended: Cell<Option<Box<IrbHead>>>,
     pub(super) runner: Rc<Runner>,
     /// Where completions gather, if results go to a ring.
     pub(super) outbox: Option<Rc<Outbox>>,
@@ -63,50 +63,48 @@ pub(super) enum Parked {
 }
 
 /// Serves requests until the subchannel leaves.
-pub(super) async fn run<B: Backend>(mut seat: Seat, mut backend: B) {
-    let restored = seat.restored.take();
-    let seat = &seat;
-    if let Some(suspended) = restored {
-        let passage = Passage::restored(seat, backend.class(), &suspended);
-        see_through(passage, Next::Resumption, &mut backend).await;
-    }
-    loop {
-        let mut served = 0;
-        seat.keep_up(&mut backend);
-        while !seat.shared.is_leaving()
-            && let Some(request) = seat.pop()
-        {
+pub(super) fn run<B: Backend>(mut seat: Seat, mut backend: B) -> impl Future<Output = ()> {
+    // A block, since a function would keep what it is given twice: there are very many of these.
+    async move {
+        if let Some(suspended) = seat.restored.take() {
+            // On the heap, for the same reason.
+            Box::pin(resume(&seat, &mut backend, &suspended)).await;
+        }
+        loop {
+            let mut served = 0;
             seat.keep_up(&mut backend);
-            // From here to its end, as in `flight.rs`.
-            let mut passage = Passage::of(seat, backend.class(), request);
-            match passage.prepare(&mut backend) {
-                Next::Over => passage.finish(),
-                next => see_through(passage, next, &mut backend).await,
+            while !seat.shared.is_leaving()
+                && let Some(request) = seat.pop()
+            {
+                seat.keep_up(&mut backend);
+                // From here to its end, as in `flight.rs`.
+                let mut passage = Passage::of(&seat, backend.class(), request);
+                let mut next = passage.prepare(&mut backend);
+                while next != Next::Over {
+                    next = poll_fn(|cx| passage.poll_next(next, &mut backend, cx)).await;
+                }
+                passage.finish();
+                served += 1;
+                if served % REQUESTS_A_TURN == 0 {
+                    turn::pass().await;
+                }
             }
-            served += 1;
-            if served % REQUESTS_A_TURN == 0 {
-                turn::pass().await;
+            if seat.shared.is_leaving() || seat.is_drained() {
+                break;
             }
+            seat.rest();
+            seat.expect_next();
+            poll_fn(|_| seat.runner.poll_rung()).await;
         }
-        if seat.shared.is_leaving() || seat.is_drained() {
-            break;
-        }
-        seat.rest();
-        seat.expect_next();
-        poll_fn(|_| seat.runner.poll_rung()).await;
     }
 }
 
-/// What `passage` waits for, until it is over.
-async fn see_through<B: Backend>(mut passage: Passage<'_>, mut next: Next, backend: &mut B) {
+/// Sees a program through that was suspended when it was saved.
+async fn resume<B: Backend>(seat: &Seat, backend: &mut B, suspended: &Suspended) {
+    let mut passage = Passage::restored(seat, backend.class(), suspended);
+    let mut next = Next::Resumption;
     while next != Next::Over {
-        next = match next {
-            Next::Hold => poll_fn(|cx| passage.poll_pages(backend, cx)).await,
-            Next::LetGo => poll_fn(|_| passage.poll_let_go(backend)).await,
-            Next::Interrupt => poll_fn(|cx| passage.poll_end(backend, cx)).await,
-            Next::Resumption => poll_fn(|_| passage.poll_resumption(backend)).await,
-            Next::Over => break,
-        };
+        next = poll_fn(|cx| passage.poll_next(next, backend, cx)).await;
     }
     passage.finish();
 }
@@ -191,7 +189,7 @@ impl Seat {
         if self.is_by_instruction {
             while let Some((function, control)) = self.shared.cell().function_pending() {
                 self.count(function);
-                self.shared.perform(function, &performed(function, control, ended.as_ref()));
+                self.shared.perform(function, &performed(function, control, ended.as_deref()));
             }
         }
         while let Some(urgent) = self.runner.take_urgent() {
@@ -206,7 +204,7 @@ impl Seat {
             self.count(urgent.function);
             let active = ScswFlags::SUBCHANNEL_ACTIVE | ScswFlags::DEVICE_ACTIVE;
             let control = if ended.is_some() { active } else { ScswFlags::empty() };
-            self.complete_urgent(&urgent, &performed(urgent.function, control, ended.as_ref()));
+            self.complete_urgent(&urgent, &performed(urgent.function, control, ended.as_deref()));
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use crossbeam_queue::SegQueue;
+use quanta::Clock;
 use vfio_ccw_queues::Doorbell;
 
 use crate::architecture::Function;
@@ -19,6 +20,8 @@ pub(crate) const MAILBOX: usize = 0;
 #[derive(Debug)]
 pub(crate) struct Door {
     pub(crate) doorbell: Doorbell,
+    /// What submissions are stamped with.
+    pub(crate) clock: Clock,
     urgent: SegQueue<Urgent>,
     /// Nobody answers any more.
     closed: AtomicBool,
@@ -62,6 +65,7 @@ impl Door {
     pub(crate) fn new(subchannels: usize) -> io::Result<Self> {
         Ok(Door {
             doorbell: Doorbell::new(subchannels + 1)?,
+            clock: Clock::new(),
             urgent: SegQueue::new(),
             closed: AtomicBool::new(false),
         })

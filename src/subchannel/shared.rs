@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering, fence};
 
 use parking_lot::Mutex;
-use quanta::Clock;
 use vfio_ccw_pinning::Mode;
 use vfio_ccw_queues::submission::{self, Intake, Submitter};
 
@@ -53,7 +52,6 @@ pub(crate) struct Shared {
     interruptions: Arc<Interruptions>,
     /// Futures that wait, where there are any.
     starts: Option<Arc<Starts>>,
-    clock: Clock,
     /// HALTs and CLEARs that were submitted to the ring.
     epoch: AtomicU32,
     /// Pinning mode that is in effect, as its place in [`Mode::ALL`].
@@ -65,7 +63,7 @@ pub(crate) struct Shared {
     over: AtomicBool,
     /// The other end of the ring, once the task has ended: what comes in then is refused by whoever
     /// brings it.
-    orphan: Mutex<Option<Intake<Request>>>,
+    orphan: Mutex<Option<Box<Intake<Request>>>>,
 }
 
 /// What a subchannel is made of.
@@ -105,7 +103,6 @@ impl Shared {
             delivery,
             interruptions,
             starts,
-            clock: Clock::new(),
             epoch: AtomicU32::new(0),
             mode: AtomicU8::new(mode as u8),
             draining: AtomicBool::new(false),
@@ -161,7 +158,7 @@ impl Shared {
 
     /// Raw clock value of now.
     pub(super) fn now(&self) -> u64 {
-        self.clock.raw()
+        self.door.clock.raw()
     }
 
     /// Lets the shard look.
@@ -287,7 +284,7 @@ impl Shared {
     /// The task's last act: leaves the ring to whoever still puts something in, and refuses what is
     /// in it.
     pub(crate) fn abandon(&self, intake: Intake<Request>) {
-        *self.orphan.lock() = Some(intake);
+        *self.orphan.lock() = Some(Box::new(intake));
         // Pairs with the fence of the doorbell in `push`: a request whose bringer did not see the
         // subchannel leave is seen by the look that follows.
         fence(Ordering::SeqCst);
