@@ -12,7 +12,8 @@ use vfio_ccw_load::{self as load, Direction, Engine, EngineError, Failure, Reque
 use vfio_ccw_pinning::GuestMap;
 
 use crate::architecture::{Ccw, CcwFlags, IrbHead, Orb, command};
-use crate::service::{AttachError, Completions, DeviceSpec, Service, Subchannel};
+use crate::service::{AttachError, Completions, DeviceSpec, Service};
+use crate::subchannel::Subchannel;
 use crate::volume::{BLOCK, Volume};
 
 /// Guest address of the first slot's program area.

@@ -38,7 +38,8 @@
 //! | [`backend`] | the vfio-ccw contract: regions, `ret_code`, interrupt |
 //! | [`translation`] | guest program in, shadow program out; policy |
 //! | [`volume`] | image files |
-//! | [`service`] | shards, subchannels, rings, delivery |
+//! | [`service`] | shards, delivery, and what a VMM does with all devices |
+//! | [`subchannel`] | one device's instructions, ring and futures |
 //! | [`engine`] | a service as the load generator drives it (feature `load`) |
 //!
 //! Features: `record` (default) measures; `load` and `cli` (default) bring the `vfio-ccw` command.
@@ -51,20 +52,20 @@ pub mod channel_subsystem;
 pub mod engine;
 pub mod service;
 mod shadow;
-mod subchannel;
+pub mod subchannel;
 pub mod translation;
 mod turn;
 pub mod volume;
 mod watch;
 
 pub use service::{
-    AttachError, Cc, Completion, Completions, Delivery, DeviceOptions, DeviceSpec, DrainError,
-    Driver, DriverChoice, Interrupts, MemoryError, ModeError, Model, OperandError, PinnerChoice,
-    QuiesceError, SaveError, Service, ServiceBuilder, ServiceError, ServiceState, Silent, Start,
-    StartState, StateError, Subchannel, SubchannelState, SubmitError, SuspendedState, Trigger,
-    Unfetched,
+    AttachError, Completion, Completions, Delivery, DeviceOptions, DeviceSpec, DrainError, Driver,
+    DriverChoice, Interrupts, MemoryError, ModeError, Model, OperandError, PinnerChoice,
+    QuiesceError, SaveError, Service, ServiceBuilder, ServiceError, ServiceState, Silent,
+    StartState, StateError, SubchannelState, SuspendedState, Trigger, Unfetched,
 };
 pub use shadow::{GUEST_IOVA, SHADOW_IOVA};
+pub use subchannel::{Cc, Start, Subchannel, SubmitError};
 pub use translation::{Limits, Policy};
 pub use vfio_ccw_pinning::{Granule, Mode};
 pub use vfio_ccw_queues::wait::{Adaptive, WaitStrategy};

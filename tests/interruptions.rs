@@ -43,7 +43,9 @@ fn run(bench: &Bench, subchannel: &Subchannel, intparm: u32) {
     let orb = Orb::new(PROGRAM).with_intparm(intparm);
     assert_eq!(subchannel.ssch(&orb), Ok(Cc::Cc0));
     let isc = subchannel.stsch().pmcw.isc();
-    wait_until(|| subchannel.stsch().scsw.is_final() && bench.service.has_interruption(0x80 >> isc));
+    wait_until(|| {
+        subchannel.stsch().scsw.is_final() && bench.service.has_interruption(0x80 >> isc)
+    });
 }
 
 #[track_caller]
@@ -228,8 +230,10 @@ fn a_guest_finds_its_subchannels_with_stsch() {
     let bench = bench(Service::builder());
     let service = &bench.service;
     let attach = |number, devno| {
-        let options =
-            DeviceOptions::default().subchannel(SubchannelId::new(0, number)).devno(devno).disabled();
+        let options = DeviceOptions::default()
+            .subchannel(SubchannelId::new(0, number))
+            .devno(devno)
+            .disabled();
         service.attach_with(DeviceSpec::Null, Delivery::interrupt(Silent), options)
     };
     attach(2, 0x1234).unwrap();
@@ -275,7 +279,8 @@ fn devices_that_come_and_go_are_reported() {
     });
     let bench = bench(builder);
     let service = &bench.service;
-    let attach = |options| service.attach_with(DeviceSpec::Null, Delivery::interrupt(Silent), options);
+    let attach =
+        |options| service.attach_with(DeviceSpec::Null, Delivery::interrupt(Silent), options);
     let cold = attach(DeviceOptions::default()).unwrap();
     assert_eq!((reports(service), *told.lock().unwrap()), (vec![], 0), "it was there before");
     let hot = attach(DeviceOptions::default().hot_plugged()).unwrap();

@@ -208,11 +208,12 @@ fn status_starts_and_settings_go_elsewhere() {
         let (state, there) = migrate(&here, builder());
         assert_eq!((state.version, state.subchannels.len()), (1, 2));
         assert_eq!((state.reports.len(), state.enabled_subclasses), (1, 0x04));
-        let [ended_there, waits_there] = [&state.subchannels[1], &state.subchannels[0]].map(|saved| {
-            let options = DeviceOptions::default().restore(saved.clone());
-            let delivery = Delivery::interrupt(Silent);
-            there.service.attach_with(DeviceSpec::Null, delivery, options).unwrap()
-        });
+        let [ended_there, waits_there] =
+            [&state.subchannels[1], &state.subchannels[0]].map(|saved| {
+                let options = DeviceOptions::default().restore(saved.clone());
+                let delivery = Delivery::interrupt(Silent);
+                there.service.attach_with(DeviceSpec::Null, delivery, options).unwrap()
+            });
         there.service.restore(&state).unwrap();
         assert_eq!(there.service.save().unwrap(), state, "nothing is lost on the way");
 
@@ -265,10 +266,10 @@ fn suspended_programs_and_rings_go_elsewhere() {
         let (state, there) = migrate(&here, builder());
         let [first, second] = [0, 1].map(|index| state.subchannels[index].clone());
         assert!(first.suspended.is_some() && second.suspended.is_some(), "{state:?}");
-        assert_eq!(second.starts.iter().map(|start| start.user_data).collect::<Vec<_>>(), [
-            Some(11),
-            Some(12)
-        ]);
+        assert_eq!(
+            second.starts.iter().map(|start| start.user_data).collect::<Vec<_>>(),
+            [Some(11), Some(12)]
+        );
         assert_eq!(first.device, DeviceState::Other(vec![2]));
         let wired_there = Wired::attach_with(
             &there.service,
@@ -364,12 +365,13 @@ fn states_that_cannot_be_are_refused() {
         let options = DeviceOptions::default().restore(saved);
         here.service.attach_with(DeviceSpec::Null, delivery, options).map(drop)
     };
-    let refused = |change: &dyn Fn(&mut SubchannelState)| {
-        match attach(change, Delivery::interrupt(Silent)).expect_err("it is not possible") {
+    let refused =
+        |change: &dyn Fn(&mut SubchannelState)| match attach(change, Delivery::interrupt(Silent))
+            .expect_err("it is not possible")
+        {
             AttachError::State(error) => error,
             other => panic!("{other}"),
-        }
-    };
+        };
     let control = |flags: ScswFlags| {
         let error = refused(&|saved| saved.control = flags.bits());
         assert!(matches!(error, StateError::Control { number: 3, .. }), "{flags:?}: {error}");
@@ -378,13 +380,14 @@ fn states_that_cannot_be_are_refused() {
     assert!(matches!(refused(&|saved| saved.pmcw[6] = 0xffff_ffff), StateError::Schib(_)));
     assert!(matches!(refused(&|saved| saved.pmcw[2] ^= 0x0000_00ff), StateError::Paths { .. }));
     assert!(matches!(refused(&|saved| saved.starts[0].orb[2] = 1 << 31), StateError::Orb(_)));
-    assert!(matches!(refused(&|saved| saved.starts[0].user_data = Some(1)), StateError::Delivery {
-        by_instruction: false,
-        ..
-    }));
-    assert!(matches!(refused(&|saved| saved.device = DeviceState::Nothing), StateError::Device(
-        DeviceStateError::Kind
-    )));
+    assert!(matches!(
+        refused(&|saved| saved.starts[0].user_data = Some(1)),
+        StateError::Delivery { by_instruction: false, .. }
+    ));
+    assert!(matches!(
+        refused(&|saved| saved.device = DeviceState::Nothing),
+        StateError::Device(DeviceStateError::Kind)
+    ));
     control(ScswFlags::empty());
     control(ScswFlags::START_FUNCTION);
     control(ScswFlags::START_FUNCTION | ScswFlags::HALT_FUNCTION | ScswFlags::START_PENDING);
@@ -548,7 +551,11 @@ fn senses_id(bench: &Bench, subchannel: &Subchannel) -> Vec<u8> {
     }
     let (_, irb) = subchannel.tsch();
     let check = DeviceStatus::UNIT_CHECK;
-    if irb.scsw.device_status().contains(check) { irb.sense().to_vec() } else { bench.peek(BUFFER.into(), 7) }
+    if irb.scsw.device_status().contains(check) {
+        irb.sense().to_vec()
+    } else {
+        bench.peek(BUFFER.into(), 7)
+    }
 }
 
 #[test]

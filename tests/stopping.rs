@@ -186,7 +186,10 @@ fn the_end_of_a_cleared_start_is_not_taken_for_that_of_the_next() {
                     break irb;
                 }
             };
-            assert!(irb.scsw.is_clean_end() && irb.scsw.cpa() == SHORT + 8, "round {round}: {irb:?}");
+            assert!(
+                irb.scsw.is_clean_end() && irb.scsw.cpa() == SHORT + 8,
+                "round {round}: {irb:?}"
+            );
         }
     }
 }
@@ -419,7 +422,11 @@ fn a_future_that_is_dropped_clears_its_program_and_no_other() {
         gate.wait_for_arrivals(2);
         gate.open();
         assert!(block_on(stays).scsw.is_clean_end());
-        assert_eq!(bench.peek(BUFFER.into(), 1), [2], "the dropped one's transfer was ended, not cut");
+        assert_eq!(
+            bench.peek(BUFFER.into(), 1),
+            [2],
+            "the dropped one's transfer was ended, not cut"
+        );
         let totals = bench.service.totals();
         assert_eq!(totals.completions(Outcome::Stopped), 2);
         assert_eq!(totals.completions(Outcome::Ok), 1);

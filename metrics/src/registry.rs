@@ -184,8 +184,8 @@ impl Registry {
             gauge.set(sample());
         }
         let mut text = self.inner.exporter.render();
-        let written =
-            write_waits(&totals, &mut text).and_then(|()| write_stage_durations(&totals, &mut text));
+        let written = write_waits(&totals, &mut text)
+            .and_then(|()| write_stage_durations(&totals, &mut text));
         written.expect("writing to a String cannot fail");
         text
     }

@@ -150,7 +150,10 @@ fn every_counter_and_gauge_is_there_with_its_help_and_value() {
     let waits = &families["vfio_ccw_wait_seconds_total"];
     let asleep = waits.samples.iter().find(|(_, labels, _)| labels["how"] == "asleep");
     let seconds = if RECORDING { 2.5 } else { 0.0 };
-    assert_eq!((waits.samples.len(), asleep.map(|sample| sample.2)), (Waiting::COUNT, Some(seconds)));
+    assert_eq!(
+        (waits.samples.len(), asleep.map(|sample| sample.2)),
+        (Waiting::COUNT, Some(seconds))
+    );
 
     let pinned = &families["vfio_ccw_pinned_bytes"];
     assert_eq!((pinned.kind.as_str(), pinned.help.as_str()), ("gauge", "Bytes pinned\\nnow."));

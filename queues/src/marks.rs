@@ -100,7 +100,8 @@ impl Marks {
     /// threads may do so at once; each mark goes to one of them.
     pub fn take_first(&self, from: usize) -> Option<usize> {
         self.look(|| {
-            let take = |from| self.first_in_words(from, |word, counted| self.take_in(word, counted));
+            let take =
+                |from| self.first_in_words(from, |word, counted| self.take_in(word, counted));
             take(from).or_else(|| take(0))
         })
     }

@@ -161,9 +161,15 @@ impl Forecast {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Working,
-    Looking { since: u64, until: u64 },
+    Looking {
+        since: u64,
+        until: u64,
+    },
     /// `idle`: since when there has been no work.
-    Asleep { idle: u64, since: u64 },
+    Asleep {
+        idle: u64,
+        since: u64,
+    },
 }
 
 /// Decides for one thread how it waits.
@@ -433,8 +439,16 @@ mod tests {
         assert_eq!("adaptive".parse(), Ok(WaitStrategy::default()));
         let micros = "adaptive:7".parse::<WaitStrategy>().expect("a time is enough");
         assert_eq!(micros.to_string(), "adaptive:7:25");
-        for wrong in ["", "nap", "sleep:1", "adaptive:x", "adaptive:1:101", "adaptive:1:2:3",
-            "adaptive:1000001", "adaptive:-1"] {
+        for wrong in [
+            "",
+            "nap",
+            "sleep:1",
+            "adaptive:x",
+            "adaptive:1:101",
+            "adaptive:1:2:3",
+            "adaptive:1000001",
+            "adaptive:-1",
+        ] {
             let error = wrong.parse::<WaitStrategy>().expect_err(wrong);
             assert!(error.to_string().contains("use sleep"), "{error}");
         }

@@ -101,7 +101,11 @@ impl Crw {
 
 impl fmt::Debug for Crw {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "CRW source={} erc={} id={:04x} ", self.source(), self.erc(), self.id())?;
+        write!(f, "CRW source={} erc={} id={:04x}", self.source(), self.erc(), self.id())?;
+        if self.flags().is_empty() {
+            return Ok(());
+        }
+        f.write_str(" ")?;
         bitflags::parser::to_writer(&self.flags(), f)
     }
 }

@@ -165,11 +165,7 @@ impl<D: Device> Keeps for RefCell<D> {
 
 /// Executes one program after the other on `device`.
 #[expect(clippy::await_holding_refcell_ref, reason = "an idle device only is asked anything else")]
-async fn execute_all<D: Device>(
-    device: Rc<RefCell<D>>,
-    port: Rc<Port>,
-    rules: Option<Arc<Rules>>,
-) {
+async fn execute_all<D: Device>(device: Rc<RefCell<D>>, port: Rc<Port>, rules: Option<Arc<Rules>>) {
     let mut memory = port.memory();
     loop {
         let (orb, entry) = match poll_fn(|cx| port.poll_order(cx)).await {
@@ -180,8 +176,7 @@ async fn execute_all<D: Device>(
                 continue;
             }
         };
-        let run =
-            Run { orb, entry, dma: &memory, rules: rules.as_deref(), stop: Some(&port.stop) };
+        let run = Run { orb, entry, dma: &memory, rules: rules.as_deref(), stop: Some(&port.stop) };
         let mut device = device.borrow_mut();
         let end = execute_judged(&run, &mut *device, &mut |irb| port.tell(irb), &port.irb).await;
         port.refused.set(end == End::Policy);

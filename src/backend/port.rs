@@ -123,7 +123,8 @@ impl Port {
         if self.is_pending() {
             return self.answer(Err(Errno::BUSY));
         }
-        (self.orb.set(region.orb), self.scsw.set(region.scsw));
+        self.orb.set(region.orb);
+        self.scsw.set(region.scsw);
         let functions = region.scsw.flags();
         if functions.contains(ScswFlags::START_FUNCTION) {
             if region.orb.flags().contains(OrbFlags::TRANSPORT_MODE) {
@@ -236,7 +237,8 @@ impl Port {
     /// Lets the device look, where it runs by itself.
     fn wake(&self) {
         if self.is_alone.get()
-            && let Some(waker) = self.waker.borrow().as_ref() {
+            && let Some(waker) = self.waker.borrow().as_ref()
+        {
             waker.wake_by_ref();
         }
     }

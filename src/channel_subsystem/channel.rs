@@ -188,11 +188,7 @@ impl<'a> Channel<'a> {
     }
 
     /// The next CCW of a data chain that began with `command`; its own command code means nothing.
-    pub(super) fn fetch_data_chained(
-        &self,
-        place: &mut Place,
-        command: u8,
-    ) -> Result<Ccw, Check> {
+    pub(super) fn fetch_data_chained(&self, place: &mut Place, command: u8) -> Result<Ccw, Check> {
         let ccw = self.fetch_past_tic(place, false)?;
         self.take_control(place, &ccw);
         if !self.is_sound(place, &ccw, Some(command)) {

@@ -109,7 +109,8 @@ pub(crate) async fn execute_judged<D: Device>(
             irb.set(stopped(orb, place.next, 0));
             return End::Stopped;
         }
-        let ccw = match channel.fetch_command(&mut place, command == 0 && run.entry == Entry::Start) {
+        let ccw = match channel.fetch_command(&mut place, command == 0 && run.entry == Entry::Start)
+        {
             Found::Command(ccw) => ccw,
             Found::Check(check) => {
                 let none = DeviceStatus::empty();

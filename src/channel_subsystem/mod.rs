@@ -27,7 +27,5 @@ pub use fba::Fba;
 pub(crate) use interpreter::{End, execute_judged, performed};
 pub use interpreter::{Entry, Run, execute};
 pub use null::Null;
-pub use state::{
-    DeviceState, DeviceStateError, ExtentState, FbaState, LocatedState, SenseState,
-};
+pub use state::{DeviceState, DeviceStateError, ExtentState, FbaState, LocatedState, SenseState};
 pub use stop::Stop;

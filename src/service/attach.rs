@@ -8,8 +8,8 @@ use std::sync::{Arc, mpsc};
 use vfio_ccw_metrics::DeviceClass;
 use vfio_ccw_queues::submission::Intake;
 
-use crate::backend::{Backend, InProcess, Signalled};
 use crate::architecture::Orb;
+use crate::backend::{Backend, InProcess, Signalled};
 use crate::channel_subsystem::{Device, DeviceState, DeviceStateError, Fba, Null};
 use crate::subchannel::{Origin, Request, Shared, Tag};
 use crate::translation::{Policy, Rules};
@@ -217,11 +217,7 @@ fn start<D: Device + 'static>(seat: task::Seat, device: D, restoring: Option<Res
     }
 }
 
-fn run<B: Backend + 'static>(
-    seat: task::Seat,
-    mut backend: B,
-    restoring: Option<Restoring>,
-) {
+fn run<B: Backend + 'static>(seat: task::Seat, mut backend: B, restoring: Option<Restoring>) {
     let runner = seat.runner.clone();
     if let Some(Restoring { device, answer }) = restoring {
         let restored = backend.restore(&device);

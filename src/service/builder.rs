@@ -6,12 +6,12 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
 use vfio_ccw_metrics::{GaugeError, Registry};
-use vfio_ccw_queues::WaitStrategy;
 use vfio_ccw_pinning::memlock::Memlock;
 use vfio_ccw_pinning::{
     FRAME, Granule, GuestMap, MapError, Mode, Pinner, Pool, PoolError, PoolOptions, Region,
     Registered, Resident,
 };
+use vfio_ccw_queues::WaitStrategy;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::architecture::Crw;
@@ -20,9 +20,9 @@ use crate::subchannel::{Interruptions, MOST_STARTS, Reports, Table};
 use crate::translation::{Limits, StorageKeys};
 use crate::volume::Workers;
 
+use super::Service;
 use super::attach::Interrupts;
 use super::delivery::Trigger;
-use super::Service;
 use super::memory::{Memory, check_reach};
 use super::mode_switch::Aside;
 use super::pinner::PinnerChoice;

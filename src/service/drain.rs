@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Service, Subchannel};
+use crate::subchannel::Subchannel;
+
+use super::Service;
 
 /// Why a subchannel was not drained.
 #[derive(Debug, thiserror::Error)]

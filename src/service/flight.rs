@@ -249,11 +249,7 @@ impl<'a> Passage<'a> {
     }
 
     /// Waits for its pages, however long that takes, unless it is stopped.
-    fn poll_pages<B: Backend>(
-        &mut self,
-        backend: &mut B,
-        cx: &mut TaskContext<'_>,
-    ) -> Poll<Next> {
+    fn poll_pages<B: Backend>(&mut self, backend: &mut B, cx: &mut TaskContext<'_>) -> Poll<Next> {
         let (seat, context) = (self.seat(), &*self.seat().context);
         let pool = &context.plan.pool;
         if let Poll::Ready(held) = pool.poll_hold(&mut self.flight.hold, cx) {
@@ -341,11 +337,7 @@ impl<'a> Passage<'a> {
     /// Waits for the interrupt that tells of its end or suspension. Where it is stopped meanwhile, the
     /// device hears of it.
     #[inline]
-    fn poll_end<B: Backend>(
-        &mut self,
-        backend: &mut B,
-        cx: &mut TaskContext<'_>,
-    ) -> Poll<Next> {
+    fn poll_end<B: Backend>(&mut self, backend: &mut B, cx: &mut TaskContext<'_>) -> Poll<Next> {
         let mut rung = false;
         let looks = backend.is_apart() && self.seat().runner.looks();
         let ended = loop {
@@ -445,10 +437,7 @@ impl<'a> Passage<'a> {
 
     /// Waits until it is resumed. Meanwhile it is not running: it goes on with the memory and the
     /// pinning mode that there are then.
-    fn poll_resumption<B: Backend>(
-        &mut self,
-        backend: &mut B,
-    ) -> Poll<Next> {
+    fn poll_resumption<B: Backend>(&mut self, backend: &mut B) -> Poll<Next> {
         let seat = self.seat();
         loop {
             if seat.has_news() {
@@ -706,4 +695,3 @@ fn report(context: &Context, refusal: &Refusal, subchannel: u32) {
         tracing::warn!(subchannel, refusals = count, "{refusal}");
     }
 }
-

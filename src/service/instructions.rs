@@ -2,8 +2,7 @@
 //! intercept handler calls.
 
 use crate::architecture::{
-    Crw, IoInterruption, IrbHead, Orb, OrbError, Schib, SchibError, SubchannelId,
-    SubchannelIdError,
+    Crw, IoInterruption, IrbHead, Orb, OrbError, Schib, SchibError, SubchannelId, SubchannelIdError,
 };
 use crate::subchannel::{Cc, Subchannel};
 
@@ -81,8 +80,7 @@ impl Service {
     /// An operand exception.
     pub fn tsch(&self, word: u32) -> Result<(Cc, IrbHead), OperandError> {
         let subchannel = self.named(word)?;
-        Ok(subchannel
-            .map_or_else(|| (Cc::Cc3, IrbHead::default()), |subchannel| subchannel.tsch()))
+        Ok(subchannel.map_or_else(|| (Cc::Cc3, IrbHead::default()), |subchannel| subchannel.tsch()))
     }
 
     /// STORE SUBCHANNEL, see [`Subchannel::stsch`].

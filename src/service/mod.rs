@@ -60,7 +60,6 @@ use parking_lot::{Mutex, RwLock};
 use vfio_ccw_metrics::{Registry, Totals};
 use vfio_ccw_pinning::{GuestMap, Mode, Pool, PoolError, WholeGuest};
 
-pub use crate::subchannel::{Cc, Start, Subchannel, SubmitError};
 pub use attach::{DeviceSpec, Interrupts, Model};
 pub use builder::{ServiceBuilder, ServiceError};
 pub use delivery::{Completion, Completions, Delivery, Silent, Trigger};
@@ -77,7 +76,7 @@ pub use state::{ServiceState, StartState, StateError, SubchannelState, Suspended
 pub use unfetched::Unfetched;
 
 use crate::architecture::SubchannelId;
-use crate::subchannel::{Interruptions, Parts, Reports, Shared, Table};
+use crate::subchannel::{Interruptions, Parts, Reports, Shared, Subchannel, Table};
 use crate::volume::Workers;
 use attach::{Attachment, Restoring};
 use memory::Memory;
@@ -266,10 +265,9 @@ impl Service {
 
     fn no_place(&self, wanted: Option<u32>) -> AttachError {
         match wanted {
-            Some(number) => AttachError::Taken {
-                id: SubchannelId::of(number),
-                places: self.table.places(),
-            },
+            Some(number) => {
+                AttachError::Taken { id: SubchannelId::of(number), places: self.table.places() }
+            }
             None => AttachError::Full { attached: self.table.all().count() },
         }
     }

@@ -8,7 +8,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use vfio_ccw_pinning::{Mode, PoolError, WholeGuest};
 
-use super::{Service, Subchannel};
+use crate::subchannel::Subchannel;
+
+use super::Service;
 
 /// Why a device's mode is not, or not yet, another one.
 #[derive(Debug, thiserror::Error)]

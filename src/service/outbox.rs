@@ -67,8 +67,7 @@ impl Outbox {
                 metrics.class(class).record(Stage::Total, nanos);
             }
         }
-        let aside =
-            self.sender.push_burst(waiting.drain(..).map(|(completion, _)| completion));
+        let aside = self.sender.push_burst(waiting.drain(..).map(|(completion, _)| completion));
         metrics.counters().overflows.add(aside as u64);
     }
 }

@@ -62,7 +62,9 @@ impl Service {
         let Rest::Coming(quiet) = &*rest else { return Ok(()) };
         // Nobody sends anything: a shard drops its end when it is quiet.
         let waited = match deadline {
-            Some(deadline) => quiet.recv_timeout(deadline.saturating_duration_since(Instant::now())),
+            Some(deadline) => {
+                quiet.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            }
             None => quiet.recv().map_err(|_| mpsc::RecvTimeoutError::Disconnected),
         };
         if waited == Err(mpsc::RecvTimeoutError::Timeout) {

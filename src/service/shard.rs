@@ -25,8 +25,8 @@ use super::attach::{Attachment, Interrupts};
 use super::context::Context;
 use super::dispatcher::Dispatcher;
 use super::mode_switch::{Aside, Switch};
-use super::save::SavedTask;
 use super::runtime::{Driver, Runtime};
+use super::save::SavedTask;
 use super::unfetched::Unfetched;
 use super::view::Layout;
 
@@ -271,4 +271,3 @@ async fn run(
     }
     poll_fn(|cx| dispatcher.poll(&context, cx)).await;
 }
-

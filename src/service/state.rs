@@ -241,9 +241,8 @@ impl SubchannelState {
     fn check_control(&self, by_instruction: bool) -> Result<ScswFlags, StateError> {
         let control = ScswFlags::from_bits_retain(self.control);
         let wrong = |why| StateError::Control { number: self.number, control: self.control, why };
-        let all = ScswFlags::FUNCTION_CONTROL
-            | ScswFlags::ACTIVITY_CONTROL
-            | ScswFlags::STATUS_CONTROL;
+        let all =
+            ScswFlags::FUNCTION_CONTROL | ScswFlags::ACTIVITY_CONTROL | ScswFlags::STATUS_CONTROL;
         if !all.contains(control) {
             return Err(wrong("there are bits of no control"));
         }
@@ -258,8 +257,8 @@ impl SubchannelState {
             return Err(wrong("a program runs"));
         }
         let pending = status.contains(ScswFlags::STATUS_PENDING);
-        if !status.is_empty() && !pending || self.interrupts && !pending || self.told && !self.interrupts
-        {
+        let says_more = !status.is_empty() || self.interrupts;
+        if says_more && !pending || self.told && !self.interrupts {
             return Err(wrong("no status is pending for it"));
         }
         let waits = ScswFlags::START_PENDING | ScswFlags::SUSPENDED | ScswFlags::RESUME_PENDING;

@@ -63,8 +63,9 @@ pub(super) enum Parked {
 }
 
 /// Serves requests until the subchannel leaves.
+#[expect(clippy::manual_async_fn, reason = "such a function keeps what it is given twice")]
 pub(super) fn run<B: Backend>(mut seat: Seat, mut backend: B) -> impl Future<Output = ()> {
-    // A block, since a function would keep what it is given twice: there are very many of these.
+    // There are very many of these: they are as small as can be.
     async move {
         if let Some(suspended) = seat.restored.take() {
             // On the heap, for the same reason.
@@ -241,7 +242,11 @@ impl Seat {
     /// Sees the memory that there is now, changes the pinning mode, and says what it consists of, with
     /// the program that is parked.
     #[cold]
-    pub(super) fn take_up_news(&self, mut backend: Option<&mut dyn Backend>, parked: Option<Parked>) {
+    pub(super) fn take_up_news(
+        &self,
+        mut backend: Option<&mut dyn Backend>,
+        parked: Option<Parked>,
+    ) {
         let moved_on = self.context.moved_on_from(&self.view.borrow());
         if let Some(view) = moved_on {
             if let Some(backend) = &mut backend {

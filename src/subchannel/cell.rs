@@ -19,9 +19,7 @@ use std::fmt;
 
 use zerocopy::IntoBytes;
 
-use crate::architecture::{
-    Function, IoInterruption, IrbHead, Pmcw, Scsw, ScswFlags, SubchannelId,
-};
+use crate::architecture::{Function, IoInterruption, IrbHead, Pmcw, Scsw, ScswFlags, SubchannelId};
 
 use super::Cc;
 use super::state::{State, Tag};
@@ -138,8 +136,10 @@ impl Cell {
     /// START SUBCHANNEL with this interruption parameter: the number of the start. `has_path`: there is
     /// a path that it may use.
     pub(crate) fn ssch(&self, intparm: u32, has_path: bool) -> Result<Tag, Cc> {
-        self.step(|now| now.ssch(intparm).and_then(|next| if has_path { Ok(next) } else { Err(Cc::Cc3) }))
-            .map(State::tag)
+        self.step(|now| {
+            now.ssch(intparm).and_then(|next| if has_path { Ok(next) } else { Err(Cc::Cc3) })
+        })
+        .map(State::tag)
     }
 
     /// TEST SUBCHANNEL.
@@ -148,7 +148,9 @@ impl Cell {
         loop {
             let next = match now.tsch() {
                 Ok(next) => next,
-                Err(Cc::Cc1) => return (Cc::Cc1, IrbHead { scsw: quiet(now), ..IrbHead::default() }),
+                Err(Cc::Cc1) => {
+                    return (Cc::Cc1, IrbHead { scsw: quiet(now), ..IrbHead::default() });
+                }
                 Err(cc) => return (cc, IrbHead::default()),
             };
             let irb = self.status[now.buffer()].read();
@@ -268,7 +270,8 @@ impl Cell {
     /// The program of a ring or a future has suspended itself: until it is resumed it is a start
     /// function of the subchannel, of this number.
     pub(crate) fn begin_suspension(&self) -> Tag {
-        self.step(|now| Ok::<_, ()>(now.begin_suspension())).map_or_else(|()| Tag::default(), State::tag)
+        self.step(|now| Ok::<_, ()>(now.begin_suspension()))
+            .map_or_else(|()| Tag::default(), State::tag)
     }
 
     /// It goes on, or is over.
@@ -345,9 +348,8 @@ fn quiet(state: State) -> Scsw {
 
 /// Status that was written when it became pending, with what has changed since.
 fn shown(state: State, scsw: Scsw) -> Scsw {
-    let control = ScswFlags::FUNCTION_CONTROL
-        | ScswFlags::ACTIVITY_CONTROL
-        | ScswFlags::STATUS_CONTROL;
+    let control =
+        ScswFlags::FUNCTION_CONTROL | ScswFlags::ACTIVITY_CONTROL | ScswFlags::STATUS_CONTROL;
     scsw.without_flags(control).with_flags(state.control())
 }
 

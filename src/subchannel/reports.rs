@@ -47,7 +47,8 @@ impl Reports {
 
     /// A subchannel has come or gone (QEMU `css_generate_sch_crws`): the guest has to look at it.
     pub(crate) fn report_subchannel(&self, id: SubchannelId) {
-        let subchannel = |id, flags| Crw::new(ReportingSource::Subchannel, ERC_INITIALISED, id, flags);
+        let subchannel =
+            |id, flags| Crw::new(ReportingSource::Subchannel, ERC_INITIALISED, id, flags);
         // The set stands in a second word. A guest that has not enabled other sets has subchannels in
         // set 0 only.
         if id.set() == 0 {

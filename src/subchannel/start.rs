@@ -78,8 +78,7 @@ impl Starts {
         *at.irb.lock() = *irb;
         // Release: pairs with the acquire in `poll`, for the status. Acquire on failure: pairs with the
         // release in `drop`, before the place is another's.
-        let over =
-            at.state.compare_exchange(WAITING, OVER, Ordering::Release, Ordering::Acquire);
+        let over = at.state.compare_exchange(WAITING, OVER, Ordering::Release, Ordering::Acquire);
         match over {
             Ok(_) => at.waker.wake(),
             Err(_) => self.give_back(place),
@@ -139,7 +138,8 @@ impl Subchannel {
     pub fn start(&self, orb: &Orb) -> Result<Start, SubmitError> {
         orb.check()?;
         let shared = &self.shared;
-        let Some(starts) = shared.starts().filter(|_| matches!(shared.delivery(), Delivery::Future))
+        let Some(starts) =
+            shared.starts().filter(|_| matches!(shared.delivery(), Delivery::Future))
         else {
             return Err(SubmitError::NotAFuture);
         };

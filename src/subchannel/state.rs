@@ -94,7 +94,11 @@ const INTERMEDIATE: ScswFlags = ScswFlags::INTERMEDIATE.union(ScswFlags::STATUS_
 impl State {
     /// At rest, with what `pmcw` says.
     pub(super) fn new(pmcw: &Pmcw) -> Self {
-        State(0).with_flags(pmcw.flags(), pmcw.isc()).with_intparm(pmcw.intparm.get()).with(LPM, pmcw.lpm.into()).with(MBI, pmcw.mbi.get().into())
+        State(0)
+            .with_flags(pmcw.flags(), pmcw.isc())
+            .with_intparm(pmcw.intparm.get())
+            .with(LPM, pmcw.lpm.into())
+            .with(MBI, pmcw.mbi.get().into())
     }
 
     /// As it was saved: at rest, with no start but one numbered 0.
@@ -297,7 +301,7 @@ impl State {
             return Err(Cc::Cc0);
         }
         self.without_status()?.without_function()?;
-        let flags = self.flags() - MODIFIABLE | pmcw.flags() & MODIFIABLE;
+        let flags = (self.flags() - MODIFIABLE) | (pmcw.flags() & MODIFIABLE);
         let modified = self.with_flags(flags, pmcw.isc()).with_intparm(pmcw.intparm.get());
         Ok(modified.with(LPM, pmcw.lpm.into()).with(MBI, pmcw.mbi.get().into()))
     }
@@ -388,7 +392,7 @@ impl State {
     /// The program of start `tag` begins, or goes on after it was suspended.
     pub(super) fn begin(self, tag: Tag) -> Option<Self> {
         let waiting = ScswFlags::START_PENDING | ScswFlags::RESUME_PENDING | ScswFlags::SUSPENDED;
-        let control = self.control() - waiting | ACTIVE;
+        let control = (self.control() - waiting) | ACTIVE;
         self.is_started(tag).then(|| self.with_control(control))
     }
 
@@ -405,11 +409,9 @@ impl State {
 
     /// The program of start `tag` has suspended itself, and says so if `tells`.
     pub(super) fn suspend(self, tag: Tag, tells: bool, told: bool) -> Option<Self> {
-        let suspended = self.with_control(self.control() - ACTIVE | ScswFlags::SUSPENDED);
+        let suspended = self.with_control((self.control() - ACTIVE) | ScswFlags::SUSPENDED);
         let suspended = match tells {
-            true => suspended
-                .with_control(suspended.control() | INTERMEDIATE)
-                .interrupting(told),
+            true => suspended.with_control(suspended.control() | INTERMEDIATE).interrupting(told),
             false => suspended,
         };
         self.is_started(tag).then_some(suspended)

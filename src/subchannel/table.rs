@@ -78,7 +78,9 @@ impl Table {
         let mut numbers = self.numbers.lock();
         while !shared.is_over() {
             match deadline {
-                Some(deadline) if self.given_back.wait_until(&mut numbers, deadline).timed_out() => {
+                Some(deadline)
+                    if self.given_back.wait_until(&mut numbers, deadline).timed_out() =>
+                {
                     return shared.is_over();
                 }
                 Some(_) => {}

@@ -791,7 +791,11 @@ mod tests {
         let chain_data = CcwFlags::CHAIN_DATA;
         // The search fetches data from 0x1000 and 0x2000, and then from 0x3000, where it goes on to the
         // first part: a skip comes to the second part, which as a command is a read.
-        put(&map, 0x100, &[Ccw::new(command::NOP, 0, 0).with(CC), Ccw::new(command::TIC, 0x208, 0)]);
+        put(
+            &map,
+            0x100,
+            &[Ccw::new(command::NOP, 0, 0).with(CC), Ccw::new(command::TIC, 0x208, 0)],
+        );
         let search = Ccw::new(0x31, 0x1000, 8).with(chain_data);
         let middle = Ccw::new(command::FBA_READ, 0x2000, 8).with(chain_data);
         let last = Ccw::new(command::FBA_READ, 0x3000, 8).with(CC);

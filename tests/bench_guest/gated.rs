@@ -7,9 +7,7 @@ use std::task::{Poll, Waker};
 
 use vfio_ccw::DeviceSpec;
 use vfio_ccw::architecture::{CommandClass, command};
-use vfio_ccw::channel_subsystem::{
-    Data, Device, DeviceState, DeviceStateError, Ending, Sense,
-};
+use vfio_ccw::channel_subsystem::{Data, Device, DeviceState, DeviceStateError, Ending, Sense};
 use vfio_ccw_metrics::DeviceClass;
 
 use super::STALL;
@@ -55,7 +53,8 @@ impl Gate {
     #[track_caller]
     pub fn wait_for_arrivals(&self, count: usize) {
         let inside = self.inside.lock().expect("no panic here");
-        let waited = self.arrived.wait_timeout_while(inside, STALL, |inside| inside.arrivals < count);
+        let waited =
+            self.arrived.wait_timeout_while(inside, STALL, |inside| inside.arrivals < count);
         assert!(!waited.expect("no panic here").1.timed_out(), "{count} commands never came");
     }
 

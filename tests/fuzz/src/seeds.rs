@@ -535,7 +535,10 @@ fn words() -> Vec<(&'static str, &'static str)> {
         ("zipf", "--access\nzipf:0.99\n--size\n3T"),
         ("hot", "--access=hot:90/10\n--subchannels\n7"),
         ("sequential", "--access=sequential\n--read-percent=100"),
-        ("service", "--mode=on-demand\n--driver=epoll\n--interrupts=eventfd\n--wait=sleep\n--shards=2"),
+        (
+            "service",
+            "--mode=on-demand\n--driver=epoll\n--interrupts=eventfd\n--wait=sleep\n--shards=2",
+        ),
         ("metrics", "--metrics\n[::1]:9464"),
         ("off", "--metrics=off"),
         ("numbers", "18446744073709551615\n16777216T\n0x10\n1.5G\n-1\n 64 MiB "),

@@ -1,11 +1,13 @@
-//! What a VMM does with this crate, in one screen: guest memory, a disk, a vCPU thread that issues
-//! START SUBCHANNEL, an interrupt, TEST SUBCHANNEL. Run it with `cargo run --example vmm`.
+//! A disk driven by I/O instructions, as a VMM's intercept handlers do it: a vCPU thread that issues
+//! START SUBCHANNEL, an interrupt, TEST SUBCHANNEL, and what HALT, CLEAR and hot-unplug look like. Run it
+//! with `cargo run --example instructions`.
 
 use std::error::Error;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
-use vfio_ccw::architecture::{Ccw, CcwFlags, Orb, PmcwFlags, command};
+use vfio_ccw::architecture::{Ccw, CcwFlags, IrbHead, Orb, PmcwFlags, command};
 use vfio_ccw::volume::Volume;
 use vfio_ccw::{Cc, Delivery, DeviceSpec, Service, Subchannel};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -35,10 +37,16 @@ fn main() -> Outcome {
     let guest = Guest { disk: disk.clone(), memory, interrupt };
     thread::spawn(move || guest.run()).join().map_err(|_| "the vCPU thread panicked")??;
 
-    // Hot-unplug: later starts are told that there is no device.
-    service.detach(disk.clone());
-    assert_eq!(disk.ssch(&Orb::new(PROGRAM))?, Cc::Cc3);
-    println!("detached: SSCH cc 3");
+    // The guest can also be served by subchannel-identification word, as instructions name subchannels.
+    let gr1 = u32::from(disk.id());
+    let (cc, schib) = service.stsch(gr1)?;
+    println!("STSCH {gr1:#010x}: cc {}, device {:#06x}", cc as u8, schib.pmcw.devno.get());
+
+    // Hot-unplug: what was started ends, the guest is told with a channel report, later starts are told
+    // that there is no device.
+    service.drain(disk.clone(), Duration::from_secs(5))?;
+    let (_, report) = service.stcrw();
+    println!("detached: STCRW {report:?}, SSCH cc {}", disk.ssch(&Orb::new(PROGRAM))? as u8);
     Ok(())
 }
 
@@ -67,6 +75,16 @@ impl Guest {
         assert_eq!(back, [0xc3; 512]);
         println!("block 9: written and read back");
 
+        // A program in an endless loop, and CLEAR SUBCHANNEL.
+        self.put(&[
+            Ccw::new(command::NOP, 0, 0).with(CcwFlags::CHAIN_COMMAND),
+            Ccw::new(command::TIC, PROGRAM, 0),
+        ])?;
+        assert_eq!(self.disk.ssch(&Orb::new(PROGRAM))?, Cc::Cc0);
+        assert_eq!(self.disk.csch(), Cc::Cc0);
+        let irb = self.status()?;
+        println!("cleared: {:?}", irb.scsw);
+
         let pmcw = self.disk.stsch().pmcw;
         let disabled = pmcw.with(pmcw.flags() - PmcwFlags::ENABLED, pmcw.isc());
         assert_eq!(self.disk.msch(&disabled.into())?, Cc::Cc0);
@@ -92,14 +110,27 @@ impl Guest {
 
     /// START SUBCHANNEL, wait for the interrupt, TEST SUBCHANNEL.
     fn start(&self, program: &[Ccw]) -> Outcome {
+        self.put(program)?;
+        // cc 0: accepted, the vCPU goes on. cc 1: status pending. cc 2: busy. cc 3: no device.
+        assert_eq!(self.disk.ssch(&Orb::new(PROGRAM).with_intparm(0x5a))?, Cc::Cc0);
+        let irb = self.status()?;
+        if irb.scsw.is_clean_end() { Ok(()) } else { Err(format!("{irb:?}").into()) }
+    }
+
+    fn put(&self, program: &[Ccw]) -> Outcome {
         for (address, ccw) in (PROGRAM..).step_by(8).zip(program) {
             self.memory.write_slice(&ccw.to_format_1(), GuestAddress(address.into()))?;
         }
-        // cc 0: accepted, the vCPU goes on. cc 1: status pending. cc 2: busy. cc 3: no device.
-        assert_eq!(self.disk.ssch(&Orb::new(PROGRAM).with_intparm(0x5a))?, Cc::Cc0);
-        self.interrupt.read()?;
-        let (cc, irb) = self.disk.tsch();
-        assert_eq!(cc, Cc::Cc0);
-        if irb.scsw.is_clean_end() { Ok(()) } else { Err(format!("{irb:?}").into()) }
+        Ok(())
+    }
+
+    fn status(&self) -> Outcome<IrbHead> {
+        loop {
+            self.interrupt.read()?;
+            // cc 1: an interruption of status that was cleared before it could be fetched.
+            if let (Cc::Cc0, irb) = self.disk.tsch() {
+                return Ok(irb);
+            }
+        }
     }
 }
