@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use vfio_ccw::architecture::{Ccw, Orb};
 use vfio_ccw::engine::DiskEngine;
 use vfio_ccw::volume::Volume;
-use vfio_ccw::{Completions, DeviceSpec, Mode, Service, Subchannel};
+use vfio_ccw::{
+    Completions, Delivery, DeviceSpec, Mode, Service, ServiceBuilder, Subchannel, WaitStrategy,
+};
 use vfio_ccw_load::closed_loop::{self, ClosedLoop, Limit, LoadReport};
 use vfio_ccw_load::random::SplitMix64;
 use vfio_ccw_load::workload::PAGE;
@@ -38,7 +40,8 @@ pub struct NullLoad {
     // Before the service: its drop detaches them.
     subchannels: Vec<(Subchannel, Orb)>,
     completions: Completions,
-    _service: Service,
+    delivery: Delivery,
+    service: Service,
 }
 
 impl NullLoad {
@@ -47,9 +50,26 @@ impl NullLoad {
     /// # Errors
     /// Where the service does not start.
     pub fn new(count: usize) -> Result<Self, FieldError> {
+        Self::among(count, 0)
+    }
+
+    /// The same, and behind them `idle` subchannels that nothing is started on.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn among(count: usize, idle: usize) -> Result<Self, FieldError> {
+        let mut load = Self::with(Service::builder().subchannels(count + idle), count)?;
+        load.attach_idle(idle)?;
+        Ok(load)
+    }
+
+    /// `count` subchannels of the service that `builder` describes.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with(builder: ServiceBuilder, count: usize) -> Result<Self, FieldError> {
         let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), MEMORY)])?);
-        let service =
-            Service::builder().subchannels(count).budget(MEMORY as u64).build(memory.clone())?;
+        let service = builder.budget(MEMORY as u64).build(memory.clone())?;
         let (delivery, completions) = Completions::ring(count.next_power_of_two())?;
         let mut subchannels = Vec::with_capacity(count);
         for index in 0..count as u32 {
@@ -62,7 +82,104 @@ impl NullLoad {
             let subchannel = service.attach(DeviceSpec::Null, delivery.clone())?;
             subchannels.push((subchannel, Orb::new(program)));
         }
-        Ok(Self { subchannels, completions, _service: service })
+        Ok(Self { subchannels, completions, delivery, service })
+    }
+
+    /// Guest address behind all programs and data.
+    pub const ROOM: u32 = MEMORY as u32 - 0x1000;
+
+    /// Writes a program of another device into guest memory.
+    ///
+    /// # Errors
+    /// Where there is no memory.
+    pub fn put(&self, at: u32, ccws: &[Ccw]) -> Result<(), FieldError> {
+        for (at, ccw) in (u64::from(at)..).step_by(8).zip(ccws) {
+            if !self.service.memory().write(at, &ccw.to_format_1()) {
+                return Err(format!("no guest memory at {at:#x}").into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches null devices that nothing is started on.
+    ///
+    /// # Errors
+    /// Where the service has no room for them.
+    pub fn attach_idle(&mut self, count: usize) -> Result<(), FieldError> {
+        for _ in 0..count {
+            self.attach(DeviceSpec::Null)?;
+        }
+        Ok(())
+    }
+
+    /// Attaches another device, with results to the same ring.
+    ///
+    /// # Errors
+    /// Where the service has no room for it.
+    pub fn attach(&self, device: DeviceSpec) -> Result<Subchannel, FieldError> {
+        Ok(self.service.attach(device, self.delivery.clone())?)
+    }
+
+    /// How the driving thread waits for completions.
+    pub fn wait_by(&mut self, strategy: WaitStrategy) {
+        self.completions.wait_by(strategy);
+    }
+
+    /// Runs one program after the other on the first subchannel and returns how long each took, from
+    /// before its submission to its completion in this thread's hands.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn round_trips(&mut self, count: usize) -> Result<Vec<Duration>, FieldError> {
+        let (subchannel, orb) = &self.subchannels[0];
+        let mut times = Vec::with_capacity(count);
+        for _ in 0..count {
+            let start = Instant::now();
+            subchannel.submit(orb, 0)?;
+            let mut clean = false;
+            self.completions.wait(None)?;
+            self.completions.reap(1, |completion| clean = completion.irb.scsw.is_clean_end());
+            times.push(start.elapsed());
+            if !clean {
+                return Err("a program did not end cleanly".into());
+            }
+        }
+        Ok(times)
+    }
+
+    /// Runs `ios` programs, one under way on each subchannel, and returns how long each took.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn latencies(&mut self, ios: usize) -> Result<Vec<Duration>, FieldError> {
+        let mut started = vec![Instant::now(); self.subchannels.len()];
+        let mut times = Vec::with_capacity(ios + self.subchannels.len());
+        for (index, (subchannel, orb)) in self.subchannels.iter().enumerate() {
+            subchannel.submit(orb, index as u64)?;
+        }
+        let mut under_way = self.subchannels.len();
+        while under_way > 0 {
+            self.completions.wait(None)?;
+            let mut failed = None;
+            self.completions.reap(usize::MAX, |completion| {
+                let index = completion.user_data as usize;
+                let now = Instant::now();
+                times.push(now - started[index]);
+                if times.len() >= ios {
+                    under_way -= 1;
+                    return;
+                }
+                let (subchannel, orb) = &self.subchannels[index];
+                started[index] = now;
+                if let Err(error) = subchannel.submit(orb, completion.user_data) {
+                    failed = Some(error);
+                }
+            });
+            if let Some(error) = failed {
+                return Err(error.into());
+            }
+        }
+        Ok(times)
     }
 
     /// Runs `ios` programs, one under way on each subchannel, and returns the time they took.

@@ -3,8 +3,10 @@
 mod huge_pages;
 pub mod pinning;
 pub mod rings;
+pub mod scale;
 pub mod service;
 pub mod translation;
+pub mod waiting;
 
 use crate::ratio::{Field, Target};
 
@@ -18,6 +20,14 @@ pub struct Lacking(
 
 /// Every figure that can be measured. A figure whose part is not built is not here.
 pub const FIELDS: &[Field] = &[
+    // First: what other figures have left in the heap would count as free.
+    Field {
+        name: "idle_subchannel_bytes",
+        measures: "resident bytes per idle subchannel, ring of 16 included, with 65,536 attached; counted once a process",
+        target: Target::Le(4096.0),
+        rounds: 1,
+        round: scale::idle_subchannel_bytes,
+    },
     Field {
         name: "ring_spsc_vs_rtrb",
         measures: "one producer, push+pop of 8 bytes on one thread, ours / rtrb",
@@ -115,6 +125,55 @@ pub const FIELDS: &[Field] = &[
         target: Target::Ge(5.0),
         rounds: 11,
         round: service::null_iops_vs_sync,
+    },
+    Field {
+        name: "null_iops_per_core",
+        measures: "the same, ours alone: SSCH a second on one shard's core",
+        target: Target::Ge(2_000_000.0),
+        rounds: 11,
+        round: service::null_iops_per_core,
+    },
+    Field {
+        name: "qd1_polled_vs_sync",
+        measures: "one program at a time, median from submission to completion across two threads that look while it pays / across two threads of sync-epoll",
+        target: Target::Le(0.4),
+        rounds: 11,
+        round: waiting::polled_vs_sync,
+    },
+    Field {
+        name: "qd1_sleep_vs_sync",
+        measures: "the same where both threads sleep at once",
+        target: Target::Le(1.15),
+        rounds: 11,
+        round: waiting::sleep_vs_sync,
+    },
+    Field {
+        name: "idle_core_share",
+        measures: "share of a core that an idle service with 1,024 subchannels takes over 10 s; watched once a process",
+        target: Target::Le(0.005),
+        rounds: 1,
+        round: waiting::idle_core_share,
+    },
+    Field {
+        name: "scale_4096_vs_64",
+        measures: "null devices, time per I/O at 4,096 active subchannels / at 64",
+        target: Target::Le(1.5),
+        rounds: 11,
+        round: scale::busy_4096_vs_64,
+    },
+    Field {
+        name: "few_among_many",
+        measures: "null devices, I/Os a second of 64 active subchannels among 65,536 / of 64 alone",
+        target: Target::Ge(0.95),
+        rounds: 11,
+        round: scale::few_among_many,
+    },
+    Field {
+        name: "neighbour_p99",
+        measures: "8 null devices, 99th percentile of latency next to a device that never answers and one that takes 1 ms a command, on one shard / without them",
+        target: Target::Le(1.5),
+        rounds: 11,
+        round: scale::neighbour_p99,
     },
     Field {
         name: "allocs_per_io",

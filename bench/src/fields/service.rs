@@ -28,6 +28,13 @@ pub fn null_iops_vs_sync(round: &Round) -> Result<Sample, FieldError> {
     )
 }
 
+/// I/Os a second of the null device on one shard.
+pub fn null_iops_per_core(_round: &Round) -> Result<Sample, FieldError> {
+    let mut load = NullLoad::new(SUBCHANNELS)?;
+    load.run(WARM_UP)?;
+    Ok(Sample::absolute(IOS as f64 / load.run(IOS)?.as_secs_f64()))
+}
+
 /// Allocations per request in the steady state, null devices and disks together.
 ///
 /// The disks' load generator is in the same process, so its few allocations a run (buffers, threads'
