@@ -117,7 +117,9 @@ fn a_load_ends_when_all_slots_are_lost() {
 #[test]
 fn a_completion_after_the_stall_limit_is_late_and_not_duplicate() {
     let mut toy = Toy::new(1, VOLUME).with(5, Fault::Delay);
-    let report = load(&mut toy, &job(1000, 50, false));
+    let mut given_up = toy.given_up();
+    let job = job(1000, 50, false);
+    let report = closed_loop::run(&mut toy, &job, &mut given_up, &AtomicBool::new(false)).unwrap();
     assert_eq!((report.lost, report.late, report.duplicate, report.ios), (1, 1, 0, 5));
 }
 

@@ -9,6 +9,7 @@
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::retry_on_intr;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -98,7 +99,8 @@ impl SyncEpoll {
     /// Waits for an interrupt, clears it, and reads the region of the subchannel that raised it.
     fn finish(&self, response: &mut [u8; IO_REGION_BYTES]) -> io::Result<()> {
         let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(u64::MAX) }];
-        epoll::wait(&self.epoll, &mut events, None)?;
+        // A machine that was stopped and goes on interrupts it, without any signal handler.
+        retry_on_intr(|| epoll::wait(&self.epoll, &mut events, None))?;
         let index = events[0].data.u64();
         let Some(Subchannel { region, interrupt }) = self.subchannels.get(index as usize) else {
             return Err(io::Error::other(format!(

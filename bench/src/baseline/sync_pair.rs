@@ -7,6 +7,7 @@
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::retry_on_intr;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -45,7 +46,8 @@ impl Bell {
 
     fn wait(&self) -> io::Result<()> {
         let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }];
-        epoll::wait(&self.epoll, &mut events, None)?;
+        // A machine that was stopped and goes on interrupts it, without any signal handler.
+        retry_on_intr(|| epoll::wait(&self.epoll, &mut events, None))?;
         let mut count = [0; 8];
         rustix::io::read(&*self.event, &mut count)?;
         Ok(())

@@ -1,8 +1,9 @@
 //! An engine in memory that completes at once, and can be told to do each thing wrong.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::time::Duration;
-use vfio_ccw_load::{Completion, Direction, Engine, EngineError, Failure, Request};
+use vfio_ccw_load::{Completion, Direction, Engine, EngineError, Failure, Progress, Request, Tick};
 
 /// What to do wrong, by number of the request (from 0, over all slots); one fault each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +32,8 @@ pub struct Toy {
     memory: RefCell<Vec<u8>>,
     ready: Vec<Completion>,
     delayed: Vec<Completion>,
-    waits: u32,
+    /// Set by [`Toy::given_up`]: the driver counts a request as lost.
+    given_up: Rc<Cell<bool>>,
     faults: Vec<(u64, Fault)>,
     /// Every n-th request fails with this.
     failing: Option<(u64, Failure)>,
@@ -48,7 +50,7 @@ impl Toy {
             memory: RefCell::new(vec![0; slots << 16]),
             ready: Vec::new(),
             delayed: Vec::new(),
-            waits: 0,
+            given_up: Rc::default(),
             faults: Vec::new(),
             failing: None,
             dies_after: u64::MAX,
@@ -64,6 +66,11 @@ impl Toy {
     pub fn failing(mut self, every: u64, failure: Failure) -> Self {
         self.failing = Some((every, failure));
         self
+    }
+
+    /// Watches the job for the toy: tells it when a request counts as lost.
+    pub fn given_up(&self) -> GivenUp {
+        GivenUp(Rc::clone(&self.given_up))
     }
 
     fn transfer(&mut self, request: &Request, bytes: usize, shift: usize) {
@@ -114,6 +121,16 @@ impl Toy {
     }
 }
 
+/// Sees by the ticks that the driver has given a request up. Time alone would not tell: how far the
+/// driver has come when a given time has passed is up to the machine.
+pub struct GivenUp(Rc<Cell<bool>>);
+
+impl Progress for GivenUp {
+    fn tick(&mut self, tick: &Tick) {
+        self.0.set(tick.faults > 0);
+    }
+}
+
 impl Engine for Toy {
     fn slots(&self) -> usize {
         self.slots
@@ -140,10 +157,8 @@ impl Engine for Toy {
             && let Some(wait) = wait
         {
             std::thread::sleep(wait);
-            self.waits += 1;
         }
-        // The driver waits at most a stall limit at a time, so after two waits it has given up.
-        if self.waits >= 2 || wait.is_none() {
+        if self.given_up.get() {
             self.ready.append(&mut self.delayed);
         }
         done.append(&mut self.ready);
