@@ -201,20 +201,12 @@ impl Cell {
         cc(self.step(State::rsch))
     }
 
-    /// CANCEL SUBCHANNEL. `begins`: the start cannot be cancelled any more, although its program has not
-    /// begun; it does now, as far as anybody can see.
+    /// CANCEL SUBCHANNEL. `begins`: a start that waits cannot be cancelled any more, although its program
+    /// has not begun; it does now, as far as anybody can see.
     pub(crate) fn xsch(&self, begins: bool) -> Cc {
-        let cancelled = self.step(|now| {
-            let next = now.xsch().map_err(Some)?;
-            if begins { Err(None) } else { Ok(next) }
-        });
-        match cancelled {
-            Err(None) => {
-                self.try_step(|now| now.xsch().ok().and_then(|_| now.begin(now.tag())));
-                Cc::Cc2
-            }
-            Err(Some(code)) => code,
-            Ok(_) => Cc::Cc0,
+        match self.step(|now| now.xsch(begins)) {
+            Ok(begun) if begun.is_in_progress() => Cc::Cc2,
+            cancelled => cc(cancelled),
         }
     }
 

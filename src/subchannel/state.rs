@@ -346,8 +346,9 @@ impl State {
         }
     }
 
-    /// CANCEL SUBCHANNEL (`css_do_xsch`).
-    pub(super) fn xsch(self) -> Result<Self, Cc> {
+    /// CANCEL SUBCHANNEL (`css_do_xsch`). `begins`: a start that waits begins instead, and is in progress
+    /// afterwards. A suspended program does not wait, its request was taken.
+    pub(super) fn xsch(self, begins: bool) -> Result<Self, Cc> {
         self.operational()?;
         if !self.status().is_empty() {
             return Err(Cc::Cc1);
@@ -357,6 +358,7 @@ impl State {
             && self.control().intersects(waits)
             && !self.has(ScswFlags::SUBCHANNEL_ACTIVE);
         match cancellable {
+            true if begins && self.has(ScswFlags::START_PENDING) => Ok(self.running()),
             true => Ok(self.with_control(ScswFlags::empty())),
             false => Err(Cc::Cc2),
         }
@@ -391,9 +393,12 @@ impl State {
 
     /// The program of start `tag` begins, or goes on after it was suspended.
     pub(super) fn begin(self, tag: Tag) -> Option<Self> {
+        self.is_started(tag).then(|| self.running())
+    }
+
+    fn running(self) -> Self {
         let waiting = ScswFlags::START_PENDING | ScswFlags::RESUME_PENDING | ScswFlags::SUSPENDED;
-        let control = (self.control() - waiting) | ACTIVE;
-        self.is_started(tag).then(|| self.with_control(control))
+        self.with_control((self.control() - waiting) | ACTIVE)
     }
 
     /// Whether the suspended program of start `tag` is to go on.
