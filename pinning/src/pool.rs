@@ -148,7 +148,7 @@ impl Pool {
 
     /// Holds every frame that `hold` wants if all are pinned: the common case, without a future.
     /// `false`: nothing is held, and [`Pool::hold`] sees to it.
-    #[inline]
+    #[inline(always)]
     pub fn try_hold(&self, hold: &mut Hold) -> bool {
         if hold.limit.is_some_and(|share| self.may_exceed(hold, share)) {
             return false;
@@ -222,7 +222,7 @@ impl Pool {
 
     /// Releases every frame that `hold` holds: the device is done with them. With
     /// [`Mode::OnDemand`], frames that nobody else uses are unpinned now.
-    #[inline]
+    #[inline(always)]
     pub fn release(&self, hold: &mut Hold, mode: Mode) {
         if hold.held.is_empty() {
             return;
@@ -301,7 +301,7 @@ impl Pool {
     }
 
     /// Every wanted frame was pinned.
-    #[inline]
+    #[inline(always)]
     fn all_hit(&self, hold: &mut Hold) {
         hold.is_waiting = false;
         hold.tally.hits = hold.tally.gets.saturating_sub(hold.tally.misses);
@@ -314,7 +314,7 @@ impl Pool {
     }
 
     /// Takes every wanted frame that is pinned; the rest goes to `missing`. Whether none is missing.
-    #[inline]
+    #[inline(always)]
     fn take_all(&self, hold: &mut Hold) -> Result<bool, HoldError> {
         let Hold { wanted, held, missing, .. } = hold;
         missing.clear();
@@ -362,7 +362,7 @@ impl Pool {
     }
 
     /// Drops one use of every held frame.
-    #[inline]
+    #[inline(always)]
     fn let_go(&self, hold: &mut Hold) {
         let mut drained = false;
         for frame in hold.held.drain(..) {

@@ -219,7 +219,7 @@ pub struct Intake<T> {
 
 impl<T> Intake<T> {
     /// Takes the oldest entry that is published, going past claims that are not.
-    #[inline]
+    #[inline(always)]
     pub fn pop(&mut self) -> Option<T> {
         let position = self.cursor;
         if self.skipped.is_empty() {

@@ -144,7 +144,7 @@ impl Port {
 
     /// What a write of [`IoRegion::start`] or [`IoRegion::resume`] does, without the detour over the
     /// bytes of a region.
-    #[inline]
+    #[inline(always)]
     pub(super) fn start(&self, orb: &Orb, entry: Entry) -> Result<(), Errno> {
         if self.is_pending() || orb.flags().contains(OrbFlags::TRANSPORT_MODE) {
             return self.write(&IoRegion::of(*orb, entry));
@@ -168,6 +168,7 @@ impl Port {
     }
 
     /// The device waits for something to do.
+    #[inline(always)]
     pub(super) fn poll_order(&self, cx: &Context<'_>) -> Poll<Order> {
         if self.is_memory_new.take() {
             return Poll::Ready(Order::See(self.memory.borrow().clone()));

@@ -82,6 +82,7 @@ impl Check {
 }
 
 impl<'a> Channel<'a> {
+    #[inline(always)]
     pub(super) fn new(run: &Run<'a>, intermediate: &'a dyn Fn(IrbHead)) -> Self {
         let flags = run.orb.flags();
         let translated = flags.contains(OrbFlags::PREFETCH);
@@ -133,7 +134,7 @@ impl<'a> Channel<'a> {
     }
 
     /// A doubleword of the program (a CCW, an IDAW).
-    #[inline]
+    #[inline(always)]
     pub(super) fn doubleword(&self, address: u64) -> Result<[u8; 8], SubchannelStatus> {
         let load = |iova| match self.near.load_doubleword(iova) {
             None => self.dma.load_doubleword(iova),
@@ -158,7 +159,7 @@ impl<'a> Channel<'a> {
     }
 
     /// Reads the CCW at `next` and moves past it.
-    #[inline]
+    #[inline(always)]
     fn fetch(&self, place: &mut Place) -> Result<Ccw, SubchannelStatus> {
         let at = u64::from(place.next);
         place.next = place.next.wrapping_add(8);
@@ -170,6 +171,7 @@ impl<'a> Channel<'a> {
     }
 
     /// Follows TICs to the next command. `first`: no TIC may come before the first command.
+    #[inline(always)]
     pub(super) fn fetch_command(&self, place: &mut Place, first: bool) -> Found {
         let ccw = match self.fetch_past_tic(place, first) {
             Ok(ccw) => ccw,
@@ -198,7 +200,7 @@ impl<'a> Channel<'a> {
     }
 
     /// The next CCW, or the one that a TIC there leads to.
-    #[inline]
+    #[inline(always)]
     fn fetch_past_tic(&self, place: &mut Place, first: bool) -> Result<Ccw, Check> {
         let ccw = self.fetch(place).map_err(|status| Check { status, count: 0 })?;
         if !ccw.is_tic(self.format_1) {
@@ -238,7 +240,7 @@ impl<'a> Channel<'a> {
 
     /// Checks that hold for every CCW that is not a TIC; `chained`: the command of the data chain
     /// that it is part of.
-    #[inline]
+    #[inline(always)]
     fn is_sound(&self, place: &mut Place, ccw: &Ccw, chained: Option<u8>) -> bool {
         let flags = ccw.flags;
         let chains_data = flags.contains(CcwFlags::CHAIN_DATA);

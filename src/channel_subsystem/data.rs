@@ -84,6 +84,7 @@ pub(super) struct Used {
 }
 
 impl<'a> Data<'a> {
+    #[inline(always)]
     pub(super) fn new(channel: &'a Channel<'a>, place: &'a mut Place, ccw: Ccw) -> Self {
         Data {
             channel,
@@ -101,6 +102,7 @@ impl<'a> Data<'a> {
     }
 
     /// The command is over: what it used.
+    #[inline(always)]
     pub(super) fn finish(self) -> Used {
         Used {
             ccw: self.ccw,
@@ -152,7 +154,7 @@ impl<'a> Data<'a> {
     }
 
     /// The memory from `address` on, at most `most` bytes.
-    #[inline]
+    #[inline(always)]
     fn memory(&self, address: u64, most: usize) -> Result<HostRange, SubchannelStatus> {
         let iova = self.channel.iova(address).ok_or(SubchannelStatus::PROGRAM_CHECK)?;
         let range = match self.backward {

@@ -105,7 +105,7 @@ impl DmaSpace {
     }
 
     /// The bytes from `iova` to the end of its window, at most `most`; `None` where nothing is mapped.
-    #[inline]
+    #[inline(always)]
     pub fn bytes_from(&self, iova: u64, most: usize) -> Option<HostRange> {
         let (window, offset) = self.find(iova)?;
         window.host.part(offset, most.min(window.host.len() - offset))
@@ -145,7 +145,7 @@ impl DmaSpace {
     }
 
     /// The window that holds `iova`, or none.
-    #[inline]
+    #[inline(always)]
     pub(super) fn near(&self, iova: u64) -> Near {
         match self.find(iova) {
             Some((window, _)) => Near { iova: window.iova, host: Some(window.host) },
@@ -153,7 +153,7 @@ impl DmaSpace {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn find(&self, iova: u64) -> Option<(&Window, usize)> {
         let after = self.windows.partition_point(|window| window.iova <= iova);
         let window = self.windows.get(after.checked_sub(1)?)?;

@@ -54,6 +54,8 @@ pub(super) struct Context {
     /// Those with something in them.
     full: RefCell<Vec<Rc<Outbox>>>,
     dispatcher: RefCell<Option<Waker>>,
+    /// The dispatcher is what runs.
+    dispatches: Cell<bool>,
     file_io: Rc<Cell<usize>>,
     live: Cell<usize>,
 }
@@ -86,6 +88,7 @@ impl Context {
             outboxes: RefCell::default(),
             full: RefCell::default(),
             dispatcher: RefCell::new(None),
+            dispatches: Cell::new(false),
             file_io: Rc::new(Cell::new(0)),
             live: Cell::new(0),
         }
@@ -322,8 +325,17 @@ impl Context {
         }
     }
 
+    /// The dispatcher runs, and sees to all there is before it returns to the runtime.
+    pub(super) fn dispatches(&self, now: bool) {
+        self.dispatches.set(now);
+    }
+
+    /// Lets the dispatcher run, where it does not.
     fn wake_dispatcher(&self) {
-        if let Some(dispatcher) = self.dispatcher.borrow().as_ref() {
+        // It would run once more for nothing, and look for other work before it sleeps: a system call.
+        if !self.dispatches.get()
+            && let Some(dispatcher) = self.dispatcher.borrow().as_ref()
+        {
             dispatcher.wake_by_ref();
         }
     }

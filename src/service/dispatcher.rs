@@ -58,8 +58,16 @@ impl Dispatcher {
 
     pub(super) fn poll(&mut self, context: &Rc<Context>, cx: &mut TaskContext<'_>) -> Poll<()> {
         context.remember_dispatcher(cx.waker());
+        context.dispatches(true);
+        let polled = self.dispatch(context, cx);
+        context.dispatches(false);
+        polled
+    }
+
+    fn dispatch(&mut self, context: &Rc<Context>, cx: &mut TaskContext<'_>) -> Poll<()> {
         if self.asleep {
             self.wake_up(context);
+            self.forget_readiness(cx);
         }
         context.deliver();
         for _ in 0..ROUNDS {
@@ -131,6 +139,7 @@ impl Dispatcher {
         });
         if mailbox {
             context.read_mail();
+            context.deliver();
         }
         rung > usize::from(mailbox) || mailbox && context.live() > 0
     }
@@ -198,6 +207,14 @@ impl Dispatcher {
                 self.wake_up(context);
                 false
             }
+        }
+    }
+
+    /// The runtime takes the eventfd, which was read just now, for readable until it is told
+    /// otherwise: better now than when the thread is about to sleep.
+    fn forget_readiness(&self, cx: &mut TaskContext<'_>) {
+        if let Poll::Ready(Ok(mut ready)) = self.door.poll_read_ready(cx) {
+            ready.clear_ready();
         }
     }
 

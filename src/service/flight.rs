@@ -123,7 +123,7 @@ pub(super) struct Passage<'a> {
 }
 
 impl<'a> Passage<'a> {
-    #[inline]
+    #[inline(always)]
     pub(super) fn of(seat: &'a Seat, class: DeviceClass, request: Request) -> Self {
         let context = &*seat.context;
         context.metrics.counters().starts.add(1);
@@ -179,7 +179,7 @@ impl<'a> Passage<'a> {
     }
 
     /// Up to the start, or to what has to be waited for before.
-    #[inline]
+    #[inline(always)]
     pub(super) fn prepare<B: Backend>(&mut self, backend: &mut B) -> Next {
         if !self.orb.flags().contains(OrbFlags::PREFETCH) {
             match self.seat().context.plan.unfetched {
@@ -200,7 +200,7 @@ impl<'a> Passage<'a> {
     }
 
     /// From the CCW that it is entered at.
-    #[inline]
+    #[inline(always)]
     fn leg<B: Backend>(&mut self, backend: &mut B) -> Next {
         if self.unfetched {
             // The device reaches guest memory through its own view, which it keeps while it runs.
@@ -232,7 +232,7 @@ impl<'a> Passage<'a> {
     }
 
     /// Waits for `next`; what comes then.
-    #[inline]
+    #[inline(always)]
     pub(super) fn poll_next<B: Backend>(
         &mut self,
         next: Next,
@@ -316,7 +316,7 @@ impl<'a> Passage<'a> {
     }
 
     /// Writes the I/O region.
-    #[inline]
+    #[inline(always)]
     fn start<B: Backend>(&mut self, backend: &mut B, orb: Orb) -> Next {
         let seat = self.seat();
         self.stamps.pinned = self.stamps.now(&seat.context);
@@ -336,7 +336,7 @@ impl<'a> Passage<'a> {
 
     /// Waits for the interrupt that tells of its end or suspension. Where it is stopped meanwhile, the
     /// device hears of it.
-    #[inline]
+    #[inline(always)]
     fn poll_end<B: Backend>(&mut self, backend: &mut B, cx: &mut TaskContext<'_>) -> Poll<Next> {
         let mut rung = false;
         let looks = backend.is_apart() && self.seat().runner.looks();
@@ -391,7 +391,7 @@ impl<'a> Passage<'a> {
     }
 
     /// The device has ended, or suspended, the program.
-    #[inline]
+    #[inline(always)]
     fn arrive<B: Backend>(&mut self, backend: &mut B) -> Next {
         let context = &*self.seat().context;
         self.stamps.interrupted = self.stamps.now(context);
@@ -401,8 +401,10 @@ impl<'a> Passage<'a> {
         // all in its cache.
         self.land();
         let (read, written) = backend.take_moved();
-        context.metrics.counters().read_bytes.add(read);
-        context.metrics.counters().written_bytes.add(written);
+        if read | written != 0 {
+            context.metrics.counters().read_bytes.add(read);
+            context.metrics.counters().written_bytes.add(written);
+        }
         let irb = match backend.irb() {
             Ok(irb) if self.unfetched => irb,
             Ok(irb) => self.flight.program.back_map(irb),
@@ -494,7 +496,7 @@ impl<'a> Passage<'a> {
     }
 
     /// The device is done with the program: its pages and its shadow are free.
-    #[inline]
+    #[inline(always)]
     fn land(&mut self) {
         let context = &self.seat().context;
         if let Some(key) = self.in_flight.take() {
@@ -518,8 +520,8 @@ impl<'a> Passage<'a> {
     }
 
     /// The end is delivered, where it was not yet.
-    #[inline]
-    pub(super) fn finish(mut self) {
+    #[inline(always)]
+    pub(super) fn finish(&mut self) {
         if let Some(refusal) = self.refusal.take() {
             self.land();
             self.end_with(&refusal);
@@ -663,7 +665,7 @@ impl Accepted<'_> {
 }
 
 /// Writes the shadow program into a slot of the arena.
-#[inline]
+#[inline(always)]
 fn emit(context: &Context, program: &mut Program, slot: &mut Option<Slot>) -> Option<Orb> {
     let mut arena = context.arena.borrow_mut();
     let slot = arena.slot_for(program.bytes(), slot)?;
@@ -671,7 +673,7 @@ fn emit(context: &Context, program: &mut Program, slot: &mut Option<Slot>) -> Op
     program.emit(host, arena.slot_iova(slot))
 }
 
-#[inline]
+#[inline(always)]
 fn count_hold(context: &Context, hold: &Hold) {
     let tally = hold.tally();
     let counters = context.metrics.counters();

@@ -28,20 +28,21 @@ impl Queue {
     }
 
     /// Takes the next one.
-    #[inline]
+    #[inline(always)]
     pub(super) fn pop(&mut self, shared: &Shared) -> Option<Request> {
         if !self.earlier.is_empty() {
             return self.earlier.pop_front();
         }
-        if let Some(request) = self.intake.as_mut()?.pop() {
-            return Some(request);
+        let request = self.intake.as_mut()?.pop();
+        if request.is_none() && self.is_by_instruction {
+            return self.pop_late(shared);
         }
-        self.pop_late(shared)
+        request
     }
 
     #[cold]
     fn pop_late(&mut self, shared: &Shared) -> Option<Request> {
-        if self.is_by_instruction && self.late.is_empty() {
+        if self.late.is_empty() {
             self.late = shared.take_late();
             self.late.reverse();
         }

@@ -125,7 +125,7 @@ pub(super) async fn run_absent(seat: Seat) {
 impl Seat {
     /// The next request to serve. What was halted, cleared or cancelled while it waited is over with
     /// this.
-    #[inline]
+    #[inline(always)]
     fn pop(&self) -> Option<Request> {
         loop {
             if self.runner.has_urgent()
@@ -144,7 +144,7 @@ impl Seat {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn next_request(&self) -> Option<Request> {
         self.queue.borrow_mut().pop(&self.shared)
     }
@@ -157,7 +157,7 @@ impl Seat {
     }
 
     /// Why the request must not begin, or go on, if it must not.
-    #[inline]
+    #[inline(always)]
     pub(super) fn stopped(&self, request: &Request) -> Option<Refusal> {
         match request.origin {
             Origin::Instruction(tag) if self.shared.cell().is_started(tag) => None,

@@ -14,7 +14,7 @@ impl Program {
     /// * Format, prefetch control and the other controls are those of the guest's ORB.
     ///
     /// Residual counts need nothing: they count the same bytes.
-    #[inline]
+    #[inline(always)]
     pub fn back_map(&self, irb: IrbHead) -> IrbHead {
         let scsw = irb.scsw.with_controls_of(&self.orb);
         let Some(used) = self.used(scsw.cpa()) else {

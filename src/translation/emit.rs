@@ -10,18 +10,23 @@ impl Program {
     /// Writes the shadow program into `host`, which the device sees at `iova`: the CCWs, the IDALs,
     /// then private copies of parameters. `iova` is a multiple of 64 below 2 GiB. Returns the ORB to
     /// start it with, or `None` where `host` is too small for [`Program::bytes`].
+    #[inline(always)]
     pub fn emit(&mut self, host: HostRange, iova: u32) -> Option<Orb> {
         self.iova = iova;
         let idals = iova + self.ccws.len() as u32 * 8;
-        self.designate_parameters();
-        let mut words = std::mem::take(&mut self.words);
-        words.clear();
-        words.extend(self.ccws.iter().map(|ccw| self.word(ccw, idals)));
-        let written = host.write(0, words.as_flattened())
-            && host.write(words.len() * 8, self.idaws.as_flattened())
-            && (self.parameters.is_empty() || host.write(self.parameters_at(), &self.parameters));
-        self.words = words;
-        written.then(|| self.shadow_orb())
+        if !self.parameters.is_empty() {
+            self.designate_parameters();
+            if !host.write(self.parameters_at(), &self.parameters) {
+                return None;
+            }
+        }
+        let room = host.part(0, (self.ccws.len() + self.idaws.len()) * 8)?;
+        let ccws = self.ccws.iter().map(|ccw| self.word(ccw, idals));
+        let stored = ccws.chain(self.idaws.iter().copied()).enumerate();
+        // They go one by one: most programs have a few, for which a copy takes longer to set up.
+        let stored = stored
+            .fold(true, |stored, (index, word)| stored & room.store_doubleword(index * 8, word));
+        stored.then(|| self.shadow_orb())
     }
 
     /// The ORB that starts the shadow as it was written last.
@@ -38,6 +43,7 @@ impl Program {
         }
     }
 
+    #[inline(always)]
     fn word(&self, ccw: &ShadowCcw, idals: u32) -> [u8; 8] {
         let address = match ccw.target {
             Target::Nothing | Target::Transfer(_) => self.iova,
@@ -53,7 +59,7 @@ impl Program {
     /// size, the shadow's address. Key, path mask and the length, status, suspension and
     /// synchronisation controls stay the guest's (the kernel's `cp_get_orb` does the same). MIDAWs
     /// are gone, and the address limit would be held against addresses that are not the guest's.
-    #[inline]
+    #[inline(always)]
     fn shadow_orb(&self) -> Orb {
         let kept =
             self.orb.flags() - (OrbFlags::IDAW_2K | OrbFlags::MIDAW | OrbFlags::ADDRESS_LIMIT);

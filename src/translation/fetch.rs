@@ -30,6 +30,7 @@ impl Program {
         self.read_all(orb, false, map, rules, hold);
     }
 
+    #[inline(always)]
     fn read_all(
         &mut self,
         orb: &Orb,
@@ -144,6 +145,7 @@ impl Fetch<'_> {
 
     /// Reads from `start` to the end of the chain. `leader`: the command that data chaining carries
     /// there. An error says why nothing could be read at all.
+    #[inline(always)]
     fn follow(
         &mut self,
         program: &mut Program,
@@ -252,6 +254,7 @@ impl Fetch<'_> {
     }
 
     /// Starts a segment at guest address `start`. `false`: there are as many as there may be.
+    #[inline(always)]
     fn open_segment(&mut self, program: &mut Program, start: u32) -> bool {
         if program.segments.len() >= self.rules.limits.segments {
             return false;
@@ -277,7 +280,7 @@ impl Fetch<'_> {
     }
 
     /// What stands at guest address `at`; an error says why nothing can.
-    #[inline]
+    #[inline(always)]
     fn find(&mut self, program: &Program, at: u64) -> Result<Found, Cause> {
         if at >= self.horizon {
             if let Some(index) = program.index_of(at as u32) {
@@ -292,12 +295,13 @@ impl Fetch<'_> {
     }
 
     /// Reads the CCW at guest address `at`.
-    #[inline]
+    #[inline(always)]
     fn read(&self, at: u64) -> Result<Ccw, Cause> {
         if at >= self.address_limit() {
             return Err(Cause::Program);
         }
-        let bytes = self.map.load_doubleword(at).ok_or(Cause::Program)?;
+        let near = self.near.load_doubleword(at);
+        let bytes = near.or_else(|| self.map.load_doubleword(at)).ok_or(Cause::Program)?;
         if self.is_fetch_protected(at) {
             return Err(Cause::Protection);
         }

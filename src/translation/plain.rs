@@ -4,7 +4,7 @@
 //! Everything here is also done, case by case, by the general code in `fetch.rs` and `data_area.rs`;
 //! what is not plain is left to it before anything was read.
 
-use vfio_ccw_pinning::{FRAME, FRAME_SHIFT, GuestMap};
+use vfio_ccw_pinning::{FRAME, FRAME_SHIFT, GuestMap, HostRange};
 
 use crate::architecture::{Ccw, CcwFlags, command};
 use crate::shadow::{GUEST_IOVA, UNMAPPED_IOVA};
@@ -47,13 +47,14 @@ pub(super) enum Run {
     Place,
 }
 
-/// The region that was used last, as far as frames go: mostly the next address is in it, too.
+/// The region that was used last: mostly the next address is in it, too.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Near {
     start: u64,
     len: u64,
     first_frame: u32,
     frame_shift: u32,
+    host: Option<HostRange>,
 }
 
 impl Near {
@@ -65,9 +66,22 @@ impl Near {
                 len: region.len(),
                 first_frame: region.first_frame(),
                 frame_shift: region.frame_shift(),
+                host: Some(region.host()),
             },
-            None => Near { start: 0, len: 0, first_frame: 0, frame_shift: FRAME_SHIFT },
+            None => Near { start: 0, len: 0, first_frame: 0, frame_shift: FRAME_SHIFT, host: None },
         }
+    }
+
+    /// The doubleword at a guest address in it.
+    #[inline(always)]
+    pub(super) fn load_doubleword(&self, address: u64) -> Option<[u8; 8]> {
+        // Behind the region it is far behind its bytes, too.
+        self.host?.load_doubleword(address.wrapping_sub(self.start) as usize)
+    }
+
+    /// The guest address behind it.
+    fn end(&self) -> u64 {
+        self.start + self.len
     }
 
     /// Frame of a guest address in it.
@@ -81,10 +95,11 @@ impl Near {
 impl Fetch<'_> {
     /// Translates plain CCWs from `ccw` on, which was read at guest address `at`; that moves to where
     /// the run has led.
+    #[inline(always)]
     pub(super) fn plain_run(&mut self, program: &mut Program, mut ccw: Ccw, at: &mut u64) -> Run {
-        let Some(region) = self.map.region(*at) else { return Run::Ccw(ccw) };
-        let (host, start) = (region.host(), region.start());
-        let end = self.horizon.min(region.end()).min(ADDRESS_LIMIT);
+        // Data may be in another region: then the rest is read there.
+        let program_near = self.near;
+        let end = self.horizon.min(program_near.end()).min(ADDRESS_LIMIT);
         let mut place = *at;
         let mut room = self.rules.limits.ccws.saturating_sub(self.taken);
         let led_to = loop {
@@ -99,7 +114,7 @@ impl Fetch<'_> {
             if place >= end || room == 0 {
                 break Run::Place;
             }
-            match host.load_doubleword((place - start) as usize) {
+            match program_near.load_doubleword(place) {
                 Some(word) => ccw = Ccw::decode(word, true),
                 None => break Run::Place,
             }
@@ -220,7 +235,7 @@ impl Fetch<'_> {
 
 /// An IDAW that was found to be in memory.
 #[inline(always)]
-fn load(host: &vfio_ccw_pinning::HostRange, offset: usize) -> u64 {
+fn load(host: &HostRange, offset: usize) -> u64 {
     u64::from_be_bytes(host.load_doubleword(offset).unwrap_or_default())
 }
 

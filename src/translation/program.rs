@@ -171,8 +171,6 @@ pub struct Program {
     pub(super) data_bytes: u64,
     /// The first command defined an extent that the policy allows.
     pub(super) bounded: bool,
-    /// The shadow's CCWs, gathered before they are copied out in one go.
-    pub(super) words: Vec<[u8; 8]>,
     /// I/O virtual address of the shadow's first CCW, once emitted.
     pub(super) iova: u32,
 }
