@@ -78,6 +78,7 @@
 pub mod completion;
 pub mod doorbell;
 pub mod marks;
+pub mod prefetch;
 pub mod spsc;
 pub mod submission;
 pub mod wait;
@@ -85,7 +86,6 @@ pub mod wakeup;
 
 mod event;
 mod full;
-mod prefetch;
 mod skipped;
 mod slot;
 mod sync;

@@ -76,7 +76,7 @@ use std::fmt;
 
 use self::ticket::{Ring, Stage};
 use crate::full::Full;
-use crate::prefetch;
+use crate::prefetch::Lines;
 use crate::skipped::Skipped;
 
 /// Creates a ring with room for `capacity` entries, rounded up to a power of two (0 becomes 1).
@@ -261,11 +261,11 @@ impl<T> Intake<T> {
                 .any(|hole| matches!(self.ring.stage(hole), Stage::Published))
     }
 
-    /// Where the next entry comes to lie: a place for [`NextEntry::prefetch`].
+    /// Where the next entry comes to lie, and whether there is one behind it. Who is going to look into
+    /// many rings asks for all their lines first, and waits for none of them alone.
     #[inline]
-    pub fn next_entry(&self) -> NextEntry {
-        let slot: *const _ = self.ring.slot(self.cursor);
-        NextEntry { first: slot.cast(), last: slot.wrapping_add(1).cast::<u8>().wrapping_sub(1) }
+    pub fn next_entry(&self) -> Lines {
+        self.ring.lines(self.cursor)
     }
 
     /// How many entries the ring can hold.
@@ -336,25 +336,6 @@ impl<T> Intake<T> {
                 Stage::Published => return Some(position),
                 Stage::Over => position.wrapping_add(1),
             }
-        }
-    }
-}
-
-/// The place of an entry that is yet to be taken. Who is going to look into many rings asks for all
-/// their lines first, and waits for none of them alone.
-#[derive(Clone, Copy, Debug)]
-pub struct NextEntry {
-    first: *const u8,
-    last: *const u8,
-}
-
-impl NextEntry {
-    /// Asks for the lines of the entry; a hint that reads nothing, also where the ring has gone.
-    #[inline(always)]
-    pub fn prefetch(self) {
-        prefetch::for_write(self.first);
-        if self.first.addr() / 64 != self.last.addr() / 64 {
-            prefetch::for_write(self.last);
         }
     }
 }

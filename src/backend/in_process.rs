@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use vfio_ccw_metrics::DeviceClass;
+use vfio_ccw_queues::prefetch::Lines;
 use vmm_sys_util::eventfd::EventFd;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -208,6 +209,10 @@ impl Backend for InProcess {
     #[inline]
     fn start(&mut self, orb: &Orb, entry: Entry) -> Result<(), Errno> {
         self.port.start(orb, entry)
+    }
+
+    fn lines(&self) -> [Lines; 2] {
+        [Lines::of(&*self.engine), Lines::of(&*self.port)]
     }
 
     #[inline(always)]

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use vfio_ccw_metrics::DeviceClass;
+use vfio_ccw_queues::prefetch::Lines;
 
 use crate::architecture::{Function, IrbHead, Orb};
 use crate::channel_subsystem::{DeviceState, DeviceStateError, DmaSpace, Entry};
@@ -57,6 +58,9 @@ pub(crate) trait Backend {
     /// Writes the I/O region: START SUBCHANNEL of `orb`, or for software devices the resumption of a
     /// program that has suspended itself.
     fn start(&mut self, orb: &Orb, entry: Entry) -> Result<(), Errno>;
+
+    /// What a program makes it look at.
+    fn lines(&self) -> [Lines; 2];
 
     /// Whether the device runs by itself and interrupts, so that it may be looked at meanwhile.
     fn is_apart(&self) -> bool;

@@ -12,6 +12,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::unix::AsyncFd;
 use tokio::task::AbortHandle;
 use vfio_ccw_metrics::DeviceClass;
+use vfio_ccw_queues::prefetch::Lines;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::architecture::{Function, IrbHead, Orb};
@@ -85,6 +86,10 @@ impl Backend for Signalled {
 
     fn start(&mut self, orb: &Orb, entry: Entry) -> Result<(), Errno> {
         self.port.start(orb, entry)
+    }
+
+    fn lines(&self) -> [Lines; 2] {
+        [Lines::of(&*self.port), Lines::default()]
     }
 
     fn is_apart(&self) -> bool {

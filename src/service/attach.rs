@@ -12,7 +12,7 @@ use crate::architecture::Orb;
 use crate::backend::{Backend, InProcess, Signalled};
 use crate::channel_subsystem::{Device, DeviceState, DeviceStateError, Fba, Null};
 use crate::subchannel::{Origin, Request, Shared, Tag};
-use crate::translation::{Policy, Rules};
+use crate::translation::Policy;
 use crate::volume::{FileIo, Spans, Volume};
 
 use super::context::Context;
@@ -147,12 +147,7 @@ pub(super) fn attach(context: &Rc<Context>, attachment: Attachment) {
     context.seat(shared.bit(), runner.clone());
     let outbox = context.outbox_of(shared.delivery());
     let is_by_instruction = matches!(shared.delivery(), Delivery::Interrupt(_));
-    let rules = Arc::new(Rules {
-        limits: context.plan.limits,
-        class: device.class(),
-        policy,
-        keys: context.plan.keys.clone(),
-    });
+    let rules = context.rules(device.class(), policy);
     let view = RefCell::new(context.view());
     let pinning = RefCell::new(pinning);
     let (suspended, starts, restoring) = match restored {
@@ -172,8 +167,10 @@ pub(super) fn attach(context: &Rc<Context>, attachment: Attachment) {
     let queue = RefCell::new(Queue::new(starts, intake, is_by_instruction));
     let context = context.clone();
     let memory = context.view().dma.clone();
+    let number = shared.number();
     let seat = task::Seat {
         context,
+        number,
         shared,
         queue,
         is_by_instruction,
@@ -228,5 +225,6 @@ fn run<B: Backend + 'static>(seat: task::Seat, mut backend: B, restoring: Option
             return runner.spawn(task::run_absent(seat));
         }
     }
+    runner.works_with(backend.lines());
     runner.spawn(task::run(seat, backend));
 }

@@ -11,6 +11,7 @@ use vfio_ccw_metrics::{DeviceClass, RECORDING, ShardMetrics, Stage};
 
 use crate::shadow::Arena;
 use crate::subchannel::Shared;
+use crate::translation::{Policy, Rules};
 use crate::volume::Fixed;
 
 use super::attach::attach;
@@ -51,8 +52,12 @@ pub(super) struct Context {
     /// The subchannels by their bits.
     runners: RefCell<Vec<Option<Rc<Runner>>>>,
     outboxes: RefCell<Vec<Rc<Outbox>>>,
+    /// Rules of devices without a policy of their own, one for each class.
+    rules: RefCell<Vec<Arc<Rules>>>,
     /// Those with something in them.
     full: RefCell<Vec<Rc<Outbox>>>,
+    /// Rings that were answered, to wrap.
+    rings: Cell<u32>,
     dispatcher: RefCell<Option<Waker>>,
     /// The dispatcher is what runs.
     dispatches: Cell<bool>,
@@ -86,7 +91,9 @@ impl Context {
             common,
             runners: RefCell::new(vec![None; bits]),
             outboxes: RefCell::default(),
+            rules: RefCell::default(),
             full: RefCell::default(),
+            rings: Cell::new(0),
             dispatcher: RefCell::new(None),
             dispatches: Cell::new(false),
             file_io: Rc::new(Cell::new(0)),
@@ -197,15 +204,27 @@ impl Context {
     pub(super) fn ring(&self, bit: usize) {
         let runner = self.runners.borrow()[bit].clone();
         if let Some(runner) = runner {
-            runner.ring();
+            let now = self.rings.get().wrapping_add(1);
+            self.rings.set(now);
+            runner.ring_at(now);
         }
     }
 
-    /// Asks for what the subchannel at `bit` will look at when it is rung for.
+    /// Asks for the next request of the subchannel at `bit`. Whether what it works with has probably left
+    /// the cache: so many others have run since it last did.
     #[inline]
-    pub(super) fn prefetch(&self, bit: usize) {
+    pub(super) fn prefetch(&self, bit: usize) -> bool {
+        let runners = self.runners.borrow();
+        let Some(runner) = &runners[bit] else { return false };
+        runner.prefetch();
+        self.rings.get().wrapping_sub(runner.ran()) > CACHED
+    }
+
+    /// Asks for what the subchannel at `bit` works with.
+    #[inline]
+    pub(super) fn prefetch_work(&self, bit: usize) {
         if let Some(runner) = &self.runners.borrow()[bit] {
-            runner.prefetch();
+            runner.prefetch_work();
         }
     }
 
@@ -256,6 +275,22 @@ impl Context {
     pub(super) fn is_ending(&self) -> bool {
         // Acquire: pairs with the Release in `ShardLink::end`.
         self.common.ending.load(Ordering::Acquire) && self.common.mailbox.lock().is_empty()
+    }
+
+    /// What programs of a device are held to. Devices without a policy share theirs, and the cache lines
+    /// that it is in.
+    pub(super) fn rules(&self, class: DeviceClass, policy: Policy) -> Arc<Rules> {
+        let is_plain = policy.is_empty();
+        let mut known = self.rules.borrow_mut();
+        if let Some(rules) = known.iter().find(|rules| is_plain && rules.class == class) {
+            return rules.clone();
+        }
+        let (limits, keys) = (self.plan.limits, self.plan.keys.clone());
+        let rules = Arc::new(Rules { limits, class, policy, keys });
+        if is_plain {
+            known.push(rules.clone());
+        }
+        rules
     }
 
     /// Where completions gather that go where `delivery` says.
@@ -340,6 +375,9 @@ impl Context {
         }
     }
 }
+
+/// Subchannels of which the cache of a core holds all that they work with, some 3 KiB each.
+const CACHED: u32 = 256;
 
 /// Which requests are timed stage by stage.
 ///

@@ -28,6 +28,9 @@ use super::context::Context;
 /// which has other tasks to run: a microsecond or two.
 const LOOKS: u32 = 32;
 
+/// Subchannels whose work comes into the cache while others run: enough for a line from memory.
+const AHEAD: usize = 3;
+
 /// Rounds of doorbell work between two chances for the kernel to get file I/O.
 const ROUNDS: u32 = 8;
 
@@ -126,10 +129,17 @@ impl Dispatcher {
         let rung = self.doorbell().drain_words(|first, marks| {
             context.sampling.rang(marks.count_ones());
             // The lines of all their requests come over while the first of them is served.
+            let mut cold = 0;
             for bit in bits(first, marks) {
-                context.prefetch(bit);
+                cold |= u64::from(context.prefetch(bit)) << (bit - first);
             }
+            // So does what those work with that have not run for long, a few ahead of their turn.
+            let mut ahead = bits(first, cold);
+            ahead.by_ref().take(AHEAD).for_each(|bit| context.prefetch_work(bit));
             for bit in bits(first, marks) {
+                if let Some(bit) = ahead.next() {
+                    context.prefetch_work(bit);
+                }
                 match bit {
                     MAILBOX => mailbox = true,
                     bit => context.ring(bit),

@@ -542,7 +542,7 @@ impl<'a> Passage<'a> {
     fn end_with(&mut self, refusal: &Refusal) {
         let seat = self.seat();
         if !refusal.is_wished() {
-            report(&seat.context, refusal, seat.shared.number());
+            report(&seat.context, refusal, seat.number);
         }
         let mut irb = refusal.irb(&self.request().orb);
         if self.stopping.is_some() {
@@ -587,7 +587,7 @@ impl<'a> Passage<'a> {
         match (self.request().origin, &seat.outbox) {
             (Origin::Instruction(tag), _) => seat.shared.progress(tag, irb),
             (Origin::Ring { user_data, .. }, Some(outbox)) if says_so => {
-                let subchannel = seat.shared.number();
+                let subchannel = seat.number;
                 seat.context.send(outbox, Completion { user_data, subchannel, irb: *irb }, None);
             }
             // A future hears of its end only.
@@ -629,7 +629,7 @@ impl Accepted<'_> {
         let of = (self.request.submitted, self.class);
         match (self.request.origin, &seat.outbox) {
             (Origin::Ring { user_data, .. }, Some(outbox)) => {
-                let subchannel = seat.shared.number();
+                let subchannel = seat.number;
                 context.send(outbox, Completion { user_data, subchannel, irb: *irb }, Some(of));
             }
             (origin, _) => {
@@ -654,10 +654,7 @@ impl Accepted<'_> {
     /// check, a debug build stops.
     #[cold]
     fn lost(&mut self) {
-        tracing::error!(
-            subchannel = self.seat.shared.number(),
-            "a request was dropped without completion"
-        );
+        tracing::error!(subchannel = self.seat.number, "a request was dropped without completion");
         let refusal = Refusal::Device(Errno(libc::EIO));
         self.complete(&refusal.irb(&self.request.orb), refusal.outcome());
         debug_assert!(std::thread::panicking(), "a request was dropped without completion");

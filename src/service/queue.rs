@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 
-use vfio_ccw_queues::submission::{Intake, NextEntry};
+use vfio_ccw_queues::prefetch::Lines;
+use vfio_ccw_queues::submission::Intake;
 
 use crate::subchannel::{Request, Shared};
 
@@ -65,7 +66,7 @@ impl Queue {
     }
 
     /// Where the next one will come to lie in the ring.
-    pub(super) fn next_entry(&self) -> Option<NextEntry> {
+    pub(super) fn next_entry(&self) -> Option<Lines> {
         self.intake.as_ref().map(Intake::next_entry)
     }
 

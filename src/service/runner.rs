@@ -17,7 +17,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Weak, mpsc};
 use std::task::{Context as TaskContext, Poll, Waker};
 
-use vfio_ccw_queues::submission::NextEntry;
+use vfio_ccw_queues::prefetch::Lines;
 
 use crate::architecture::Function;
 use crate::subchannel::{Shared, Urgent};
@@ -37,7 +37,13 @@ pub(super) struct Runner {
     urgent: RefCell<VecDeque<Urgent>>,
     has_urgent: Cell<bool>,
     /// Where its next request will lie.
-    next_entry: Cell<Option<NextEntry>>,
+    next_entry: Cell<Lines>,
+    /// The ring of its shard that it last ran for.
+    ran: Cell<u32>,
+    /// Its device.
+    device: Cell<[Lines; 2]>,
+    /// What it reads of what it shares with vCPUs.
+    shared_lines: Lines,
     pub(super) switch: SwitchBox,
     /// Guest memory has another layout, or there is a switch.
     has_news: Cell<bool>,
@@ -58,10 +64,10 @@ enum Work {
 
 impl Runner {
     pub(super) fn new(shared: &Arc<Shared>) -> Rc<Self> {
-        Runner::of(Arc::downgrade(shared))
+        Runner::of(Arc::downgrade(shared), shared.lines())
     }
 
-    fn of(shared: Weak<Shared>) -> Rc<Self> {
+    fn of(shared: Weak<Shared>, shared_lines: Lines) -> Rc<Self> {
         Rc::new(Runner {
             shared,
             // What was submitted before this moment rang for nobody: the future looks once by itself.
@@ -70,7 +76,10 @@ impl Runner {
             work: RefCell::new(Work::Over(None)),
             urgent: RefCell::default(),
             has_urgent: Cell::new(false),
-            next_entry: Cell::new(None),
+            next_entry: Cell::default(),
+            ran: Cell::new(0),
+            device: Cell::default(),
+            shared_lines,
             switch: SwitchBox::default(),
             has_news: Cell::new(false),
             looks: Cell::new(false),
@@ -97,6 +106,19 @@ impl Runner {
     pub(super) fn ring(&self) {
         self.rung.set(true);
         self.run();
+    }
+
+    /// The same by the doorbell, for ring number `now` of its shard.
+    #[inline]
+    pub(super) fn ring_at(&self, now: u32) {
+        self.ran.set(now);
+        self.ring();
+    }
+
+    /// The ring of its shard that it last ran for.
+    #[inline]
+    pub(super) fn ran(&self) -> u32 {
+        self.ran.get()
     }
 
     /// Lets it look at its device.
@@ -224,16 +246,33 @@ impl Runner {
     }
 
     /// Says where the next request will lie, before waiting for it.
-    pub(super) fn expect(&self, next_entry: NextEntry) {
-        self.next_entry.set(Some(next_entry));
+    pub(super) fn expect(&self, next_entry: Lines) {
+        self.next_entry.set(next_entry);
     }
 
     /// Asks for the next request's cache lines: [`Runner::ring`] will need them.
     #[inline]
     pub(super) fn prefetch(&self) {
-        if let Some(next_entry) = self.next_entry.get() {
-            next_entry.prefetch();
+        self.next_entry.get().prefetch();
+    }
+
+    /// Says where its device is.
+    pub(super) fn works_with(&self, device: [Lines; 2]) {
+        self.device.set(device);
+    }
+
+    /// Asks for what [`Runner::ring`] will work with.
+    #[inline]
+    pub(super) fn prefetch_work(&self) {
+        if let Ok(work) = self.work.try_borrow()
+            && let Work::Goes(future) = &*work
+        {
+            Lines::of(&**future).prefetch();
         }
+        for lines in self.device.get() {
+            lines.prefetch();
+        }
+        self.shared_lines.prefetch_to_read();
     }
 }
 
@@ -274,7 +313,7 @@ mod tests {
     #[test]
     fn the_future_runs_where_it_is_rung_for_and_in_its_task_where_it_waits() {
         on_a_shard(async {
-            let (runner, seen) = (Runner::of(Weak::new()), Rc::new(Cell::new(0)));
+            let (runner, seen) = (Runner::of(Weak::new(), Lines::default()), Rc::new(Cell::new(0)));
             let other = Rc::new(Notify::new());
             runner.spawn(count(runner.clone(), seen.clone(), other.clone()));
             runner.ring();
@@ -301,7 +340,7 @@ mod tests {
     #[test]
     fn a_panic_stays_in_its_task() {
         on_a_shard(async {
-            let runner = Runner::of(Weak::new());
+            let runner = Runner::of(Weak::new(), Lines::default());
             let own = runner.clone();
             runner.spawn(async move {
                 poll_fn(|_| own.poll_rung()).await;
@@ -320,7 +359,7 @@ mod tests {
 
     #[test]
     fn a_future_goes_with_its_runtime() {
-        let (runner, alive) = (Runner::of(Weak::new()), Rc::new(()));
+        let (runner, alive) = (Runner::of(Weak::new(), Lines::default()), Rc::new(()));
         let guard = alive.clone();
         on_a_shard(async {
             runner.spawn(async move {

@@ -35,6 +35,8 @@ const REQUESTS_A_TURN: usize = 32;
 pub(super) struct Seat {
     pub(super) context: Rc<Context>,
     pub(super) shared: Arc<Shared>,
+    /// Number of the subchannel.
+    pub(super) number: u32,
     pub(super) queue: RefCell<Queue>,
     /// Started by instruction.
     pub(super) is_by_instruction: bool,
@@ -219,7 +221,7 @@ impl Seat {
 
     fn complete_urgent(&self, urgent: &Urgent, irb: &IrbHead) {
         if let Some(outbox) = &self.outbox {
-            let (user_data, subchannel) = (urgent.user_data, self.shared.number());
+            let (user_data, subchannel) = (urgent.user_data, self.number);
             let completion = Completion { user_data, subchannel, irb: *irb };
             self.context.send(outbox, completion, None);
         }
@@ -284,7 +286,7 @@ impl Seat {
             has_futures |= matches!(origin, Origin::Future { .. });
             suspended = Some(state);
         }
-        SavedTask { number: self.shared.number(), starts, suspended, device, has_futures }
+        SavedTask { number: self.number, starts, suspended, device, has_futures }
     }
 
     /// Nothing of it runs.

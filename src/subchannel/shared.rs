@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering, fence};
 
 use parking_lot::Mutex;
 use vfio_ccw_pinning::Mode;
+use vfio_ccw_queues::prefetch::Lines;
 use vfio_ccw_queues::submission::{self, Intake, Submitter};
 
 use crate::architecture::{Function, IoInterruption, IrbHead, Orb, Pmcw, ScswFlags};
@@ -111,6 +112,11 @@ impl Shared {
             orphan: Mutex::new(None),
         };
         (Arc::new(shared), intake)
+    }
+
+    /// What its task reads of it for each program.
+    pub(crate) fn lines(&self) -> Lines {
+        Lines::of(&self.leaving)
     }
 
     pub(crate) fn cell(&self) -> &Cell {

@@ -25,13 +25,15 @@ const BUSY: usize = 4_096;
 
 /// I/Os of one measurement: some tenths of a second.
 const IOS: u64 = 400_000;
-const WARM_UP: u64 = 40_000;
+/// Programs of each subchannel before one: each slot of its ring has been used by then, and the machine
+/// under this one has given the memory that they are in.
+const WARM_UP: u64 = 64;
 
 /// Nanoseconds per I/O at 4,096 active subchannels / at 64.
 pub fn busy_4096_vs_64(round: &Round) -> Result<Sample, FieldError> {
     let cost_at = |subchannels| {
         let mut load = NullLoad::new(subchannels)?;
-        load.run(WARM_UP)?;
+        load.run(WARM_UP * subchannels as u64)?;
         Ok(load.run(IOS)?.as_nanos() as f64 / IOS as f64)
     };
     round.compare(|| cost_at(BUSY), || cost_at(FEW))

@@ -2,7 +2,7 @@
 
 use crossbeam_utils::CachePadded;
 
-use crate::prefetch;
+use crate::prefetch::Lines;
 use crate::slot::Slot;
 use crate::sync::{Arc, AtomicUsize, Ordering, shared_slice};
 
@@ -107,16 +107,18 @@ impl<T> Ring<T> {
         1 + (1..wanted.min(self.slots.len())).take_while(is_free).count()
     }
 
+    /// The lines of the slot at `position`, with the ticket of the one behind it where that is next to it.
+    pub(super) fn lines(&self, position: usize) -> Lines {
+        let slot = Lines::of(self.slot(position));
+        if Self::STRIDE == 1 { slot.and_behind(size_of::<AtomicUsize>()) } else { slot }
+    }
+
     /// Asks for the lines of the slot that is `ahead` of the first unclaimed one.
     #[inline(always)]
     pub(super) fn prefetch(&self, ahead: usize) {
         // Relaxed: a hint.
         let position = self.tail.load(Ordering::Relaxed).wrapping_add(ahead);
-        let slot: *const TicketedSlot<T> = self.slot(position);
-        prefetch::for_write(slot);
-        if size_of::<TicketedSlot<T>>() > 32 {
-            prefetch::for_write(slot.wrapping_add(1).cast::<u8>().wrapping_sub(1));
-        }
+        Lines::of(self.slot(position)).prefetch();
     }
 
     /// Whether that many positions from the first unclaimed one on are free.
