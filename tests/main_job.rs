@@ -17,6 +17,8 @@ use vfio_ccw_pinning::memlock::Memlock;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 const STAGES: [&str; 7] = ["queue", "translate", "pin", "start", "device", "deliver", "total"];
+/// Most shards of a job here.
+const SHARDS: f64 = 2.0;
 const QUANTILES: [&str; 5] = ["p50_ns", "p90_ns", "p99_ns", "p999_ns", "max_ns"];
 
 /// Asserts that a report has every figure, and figures as a good run has them.
@@ -33,7 +35,11 @@ fn assert_clean(report: &Value) {
     assert!((0.0..=1.0).contains(&number("cache_hit_rate")), "{report:#}");
     for stage in STAGES {
         let row = &report["stages"][stage];
-        assert!(row["count"].as_u64() >= report["ios"].as_u64(), "{stage}: {report:#}");
+        // Totals are of every request. Where one in 16 is timed stage by stage, it counts for those
+        // since the one before, which may have been of the job's verification.
+        let astray = if stage == "total" { 0.0 } else { 15.0 * SHARDS };
+        let missing = number("ios") - row["count"].as_f64().expect("a count");
+        assert!(missing.abs() <= astray, "{stage}: {report:#}");
         let quantiles = QUANTILES.map(|name| row[name].as_u64().expect(name));
         assert!(quantiles.is_sorted(), "{stage}: {quantiles:?}");
         assert!(stage != "total" || quantiles[0] > 0, "{stage}: {quantiles:?}");
