@@ -129,6 +129,41 @@ impl Completion {
 }
 
 /// The consuming end of a completion ring.
+///
+/// Several threads that take completions have a ring each, or share one behind a lock, that they take for a
+/// burst at a time:
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use vfio_ccw::architecture::{Ccw, Orb};
+/// # use vfio_ccw::{Completions, DeviceSpec, Service};
+/// # use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+/// # let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)])?);
+/// # memory.write_slice(&Ccw::new(0x02, 0x8000, 512).to_format_1(), GuestAddress(0x1000))?;
+/// # let service = Service::builder().build(memory)?;
+/// use parking_lot::Mutex;
+/// use std::sync::atomic::{AtomicU64, Ordering};
+///
+/// let (delivery, completions) = Completions::ring(64)?;
+/// let device = service.attach(DeviceSpec::Null, delivery)?;
+/// for number in 0..16 {
+///     device.submit(&Orb::new(0x1000), number)?;
+/// }
+/// let (completions, taken) = (Mutex::new(completions), AtomicU64::new(0));
+/// std::thread::scope(|scope| {
+///     for _ in 0..2 {
+///         scope.spawn(|| {
+///             while taken.load(Ordering::Relaxed) < 16 {
+///                 let reaped = completions.lock().reap(4, |done| assert!(done.is_final()));
+///                 taken.fetch_add(reaped as u64, Ordering::Relaxed);
+///                 std::thread::yield_now();
+///             }
+///         });
+///     }
+/// });
+/// assert_eq!(taken.into_inner(), 16);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Completions {
     receiver: CompletionReceiver<Completion>,
