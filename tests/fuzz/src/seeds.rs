@@ -549,6 +549,7 @@ fn words() -> Vec<(&'static str, &'static str)> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::ffi::OsStr;
     use std::fs;
     use std::path::Path;
 
@@ -556,7 +557,10 @@ mod tests {
 
     /// Every target with its seeds as they are committed.
     fn replay(target: &str, run: fn(&[u8])) {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds").join(target);
+        // Where the test runs, which may be another machine than the one that has built it.
+        let root = std::env::var_os("CARGO_MANIFEST_DIR");
+        let root = root.as_deref().unwrap_or(OsStr::new(env!("CARGO_MANIFEST_DIR")));
+        let folder = Path::new(root).join("seeds").join(target);
         let mut committed = BTreeMap::new();
         for entry in fs::read_dir(&folder).expect("a folder for each target") {
             let path = entry.expect("readable").path();

@@ -79,7 +79,9 @@ fn table(ring: &OwnedFd) -> BTreeMap<u16, (usize, usize)> {
         .map_while(|line| line.split_once(": "))
         .filter_map(|(slot, buffer)| {
             let (start, len) = buffer.trim().strip_prefix("0x")?.split_once('/')?;
-            let start = usize::from_str_radix(start, 16).ok()?;
+            // Before Linux 6.13 an empty slot is shown as one at the end of all addresses.
+            let start =
+                usize::from_str_radix(start, 16).ok().filter(|start| *start != usize::MAX)?;
             Some((slot.trim().parse().ok()?, (start, len.parse().ok()?)))
         })
         .collect()
