@@ -26,7 +26,7 @@ use vfio_ccw::{
     ServiceError, Subchannel, Trigger,
 };
 use vfio_ccw_metrics::DeviceClass;
-use vfio_ccw_pinning::{FRAME, GuestMap, Hold};
+use vfio_ccw_pinning::{GuestMap, Hold};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 /// Counts what is allocated between [`armed`]'s begin and end.
@@ -190,19 +190,9 @@ impl Rig {
 
     /// Holds the whole budget until every subchannel has a program that waits for it.
     fn dam(&self, start: impl FnOnce()) {
-        let pool = self.bench.service.pool();
-        let frames = self.bench.service.memory().frames();
-        let budget = (pool.budget_bytes() / FRAME) as u32;
-        let mut hold = Hold::default();
-        (frames - budget..frames).for_each(|frame| hold.want(frame));
-        pool.hold_blocking(&mut hold).expect("nothing else runs");
+        let dam = self.bench.dam();
         start();
-        let begin = Instant::now();
-        while pool.waiting() < WARM_UP_SUBCHANNELS {
-            assert!(begin.elapsed() < STALL, "{pool:?}");
-            std::thread::yield_now();
-        }
-        pool.release(&mut hold, self.bench.service.mode());
+        dam.wait_for_programs(WARM_UP_SUBCHANNELS);
     }
 }
 

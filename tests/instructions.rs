@@ -13,7 +13,6 @@ use vfio_ccw::architecture::{
     Ccw, IoInterruption, IrbHead, Orb, OrbError, OrbFlags, Pmcw, PmcwFlags, ScswFlags, command,
 };
 use vfio_ccw::{Cc, Completions, Delivery, DeviceSpec, Service, Subchannel, SubmitError, Trigger};
-use vfio_ccw_pinning::{Hold, Mode};
 
 const MEMORY: usize = 1 << 20;
 const PROGRAM: u32 = 0x1000;
@@ -68,19 +67,6 @@ impl Rig {
         assert_eq!(interruption.subchannel, self.subchannel.id());
     }
 
-    /// Holds the whole pin budget: a program that is started meanwhile stays in progress.
-    fn dam(&self) -> Hold {
-        let (pool, memory) = (self.bench.service.pool(), self.bench.service.memory());
-        let mut hold = Hold::default();
-        (0..16).for_each(|page| hold.want(memory.frame(0x8_0000 + page * 4096).unwrap()));
-        pool.hold_blocking(&mut hold).unwrap();
-        hold
-    }
-
-    fn open(&self, mut hold: Hold) {
-        self.bench.service.pool().release(&mut hold, Mode::Cached);
-    }
-
     fn pulled(&self) -> u32 {
         self.line.pulled.load(Ordering::Relaxed)
     }
@@ -92,7 +78,7 @@ fn a_start_goes_through_its_states() {
     let subchannel = &rig.subchannel;
     assert_eq!(subchannel.tsch().0, Cc::Cc1, "nothing is pending yet");
 
-    let dam = rig.dam();
+    let dam = rig.bench.dam();
     assert_eq!(rig.ssch(), Cc::Cc0);
     assert_eq!(rig.ssch(), Cc::Cc2, "a start function is in progress");
     assert_eq!(subchannel.msch(&subchannel.stsch()), Ok(Cc::Cc2));
@@ -102,7 +88,7 @@ fn a_start_goes_through_its_states() {
     assert_eq!(irb.scsw.flags(), progress);
     assert_eq!(subchannel.stsch().scsw.flags(), progress);
     assert_eq!(rig.pulled(), 0);
-    rig.open(dam);
+    drop(dam);
 
     rig.interrupt();
     assert_eq!(rig.ssch(), Cc::Cc1, "status is pending");
@@ -324,7 +310,7 @@ fn what_waits_when_it_is_detached_gets_deferred_cc_3() {
 #[test]
 fn what_waits_for_its_pages_when_it_is_detached_gets_deferred_cc_3() {
     let rig = Rig::new();
-    let dam = rig.dam();
+    let dam = rig.bench.dam();
     assert_eq!(rig.ssch(), Cc::Cc0);
     while rig.bench.service.pool().waiting() == 0 {
         thread::yield_now();
@@ -335,7 +321,7 @@ fn what_waits_for_its_pages_when_it_is_detached_gets_deferred_cc_3() {
     assert_eq!(cc, Cc::Cc0);
     assert_deferred(&irb);
     assert_eq!((rig.ssch(), rig.bench.service.pool().waiting()), (Cc::Cc3, 0));
-    rig.open(dam);
+    drop(dam);
 }
 
 #[test]

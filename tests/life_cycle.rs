@@ -116,17 +116,12 @@ fn programs_in_line_for_pages_give_up_their_place() {
     let bench = bench(Service::builder().budget(16 * 4096));
     let wired = Wired::attach(&bench.service, DeviceSpec::Null);
     let pool = bench.service.pool();
-    let mut dam = vfio_ccw_pinning::Hold::default();
-    let memory = bench.service.memory();
-    (0..16).for_each(|page| dam.want(memory.frame(0x8_0000 + page * 4096).unwrap()));
-    pool.hold_blocking(&mut dam).unwrap();
+    let dam = bench.dam();
     assert_eq!(wired.subchannel.ssch(&Orb::new(PROGRAM)), Ok(Cc::Cc0));
-    while pool.waiting() == 0 {
-        thread::yield_now();
-    }
+    dam.wait_for_programs(1);
     bench.service.quiesce(STALL).expect("it has not begun");
     assert_eq!(pool.waiting(), 0);
-    pool.release(&mut dam, vfio_ccw_pinning::Mode::Cached);
+    drop(dam);
     thread::sleep(Duration::from_millis(10));
     assert!(!wired.is_interrupted(), "there is room now, but it must not begin");
     let saved = bench.service.save().unwrap();

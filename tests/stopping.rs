@@ -156,6 +156,17 @@ fn a_suspended_program_is_halted_cleared_and_cancelled() {
     }
 }
 
+/// Waits for interruptions until one has status: that of a program which was quicker goes with CLEAR.
+fn next_status(wired: &Wired) -> IrbHead {
+    loop {
+        drop(wired.interruption());
+        let (cc, irb) = wired.subchannel.tsch();
+        if cc == Cc::Cc0 {
+            return irb;
+        }
+    }
+}
+
 #[test]
 fn the_end_of_a_cleared_start_is_not_taken_for_that_of_the_next() {
     // The known race of vfio-ccw: SSCH, CSCH, SSCH, and then the first one's interrupt.
@@ -169,23 +180,10 @@ fn the_end_of_a_cleared_start_is_not_taken_for_that_of_the_next() {
                 thread::yield_now();
             }
             assert_eq!(subchannel.csch(), Cc::Cc0);
-            // Interruptions of the program, if it was quicker, and of the clear function.
-            let irb = loop {
-                drop(wired.interruption());
-                let (cc, irb) = subchannel.tsch();
-                if cc == Cc::Cc0 {
-                    break irb;
-                }
-            };
+            let irb = next_status(&wired);
             assert_performed(&irb, ScswFlags::CLEAR_FUNCTION);
             assert_eq!(subchannel.ssch(&Orb::new(SHORT).with_intparm(2)), Ok(Cc::Cc0));
-            let irb = loop {
-                drop(wired.interruption());
-                let (cc, irb) = subchannel.tsch();
-                if cc == Cc::Cc0 {
-                    break irb;
-                }
-            };
+            let irb = next_status(&wired);
             assert!(
                 irb.scsw.is_clean_end() && irb.scsw.cpa() == SHORT + 8,
                 "round {round}: {irb:?}"
@@ -200,14 +198,9 @@ fn what_waits_in_line_for_its_pages_is_stopped_there() {
     let wired = Wired::attach(&bench.service, DeviceSpec::Null);
     let pool = bench.service.pool();
     for clear in [false, true] {
-        let mut dam = vfio_ccw_pinning::Hold::default();
-        let memory = bench.service.memory();
-        (0..16).for_each(|page| dam.want(memory.frame(0x8_0000 + page * 4096).unwrap()));
-        pool.hold_blocking(&mut dam).unwrap();
+        let dam = bench.dam();
         assert_eq!(wired.subchannel.ssch(&Orb::new(PROGRAM)), Ok(Cc::Cc0));
-        while pool.waiting() == 0 {
-            thread::yield_now();
-        }
+        dam.wait_for_programs(1);
         let function = if clear {
             assert_eq!(wired.subchannel.csch(), Cc::Cc0);
             ScswFlags::CLEAR_FUNCTION
@@ -220,7 +213,7 @@ fn what_waits_in_line_for_its_pages_is_stopped_there() {
         assert_performed(&irb, function);
         assert_eq!(irb.scsw.device_status(), DeviceStatus::empty(), "it had not begun");
         assert_eq!(pool.waiting(), 0);
-        pool.release(&mut dam, vfio_ccw_pinning::Mode::Cached);
+        drop(dam);
     }
 }
 
@@ -234,11 +227,7 @@ fn bench_with_narrow_budget() -> Bench {
 fn a_start_that_waits_is_cancelled_and_leaves_no_trace() {
     let bench = bench_with_narrow_budget();
     let wired = Wired::attach(&bench.service, DeviceSpec::Null);
-    let pool = bench.service.pool();
-    let mut dam = vfio_ccw_pinning::Hold::default();
-    let memory = bench.service.memory();
-    (0..16).for_each(|page| dam.want(memory.frame(0x8_0000 + page * 4096).unwrap()));
-    pool.hold_blocking(&mut dam).unwrap();
+    let dam = bench.dam();
     // Many more than the ring has entries: what is cancelled must not fill it up for good.
     for _ in 0..1000 {
         assert_eq!(wired.subchannel.ssch(&Orb::new(PROGRAM)), Ok(Cc::Cc0));
@@ -254,7 +243,7 @@ fn a_start_that_waits_is_cancelled_and_leaves_no_trace() {
     }
     assert!(!wired.is_interrupted(), "a cancelled start does not interrupt");
     assert_eq!(wired.subchannel.tsch().0, Cc::Cc1);
-    pool.release(&mut dam, vfio_ccw_pinning::Mode::Cached);
+    drop(dam);
     assert_eq!(wired.subchannel.ssch(&Orb::new(PROGRAM)), Ok(Cc::Cc0));
     drop(wired.interruption());
     assert!(wired.status().scsw.is_clean_end());

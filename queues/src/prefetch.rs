@@ -70,57 +70,47 @@ impl Default for Lines {
 /// Bytes of a cache line on x86-64; on s390x, where one has 256, the same is asked for again.
 const LINE: usize = 64;
 
-/// Asks for the line at `place`, to be written soon; the core goes on meanwhile. Where the machine
-/// has no such instruction nothing happens.
-#[inline(always)]
-fn for_write(place: *const u8) {
-    #[cfg(all(target_arch = "x86_64", not(any(miri, loom))))]
-    // SAFETY: a hint; it accesses nothing that a program can see, does not fault, whatever the
-    // address, and on processors without it does nothing. Test: `any_address_will_do`.
-    unsafe {
-        std::arch::asm!(
-            "prefetchw [{place}]",
-            place = in(reg) place,
-            options(nostack, preserves_flags)
-        );
-    }
-    #[cfg(all(target_arch = "s390x", not(any(miri, loom))))]
-    // SAFETY: as above; PREFETCH DATA with code 2, store access. Test: `any_address_will_do`.
-    unsafe {
-        std::arch::asm!(
-            "pfd 2, 0({place})",
-            place = in(reg_addr) place,
-            options(nostack, preserves_flags)
-        );
-    }
-    #[cfg(any(miri, loom, not(any(target_arch = "x86_64", target_arch = "s390x"))))]
-    let _ = place;
+/// Defines a function that asks for the line at `place`; the core goes on meanwhile. Where the machine has
+/// no such instruction nothing happens.
+macro_rules! hint {
+    ($(#[$doc:meta])* $name:ident, x86_64: $x86_64:literal, s390x: $s390x:literal) => {
+        $(#[$doc])*
+        #[inline(always)]
+        fn $name(place: *const u8) {
+            #[cfg(all(target_arch = "x86_64", not(any(miri, loom))))]
+            // SAFETY: a hint; it accesses nothing that a program can see, does not fault, whatever the
+            // address, and on processors without it does nothing. Test: `any_address_will_do`.
+            unsafe {
+                std::arch::asm!(
+                    $x86_64,
+                    place = in(reg) place,
+                    options(nostack, preserves_flags)
+                );
+            }
+            #[cfg(all(target_arch = "s390x", not(any(miri, loom))))]
+            // SAFETY: as above. Test: `any_address_will_do`.
+            unsafe {
+                std::arch::asm!(
+                    $s390x,
+                    place = in(reg_addr) place,
+                    options(nostack, preserves_flags)
+                );
+            }
+            #[cfg(any(miri, loom, not(any(target_arch = "x86_64", target_arch = "s390x"))))]
+            let _ = place;
+        }
+    };
 }
 
-/// The same, to be read.
-#[inline(always)]
-fn for_read(place: *const u8) {
-    #[cfg(all(target_arch = "x86_64", not(any(miri, loom))))]
-    // SAFETY: as in `for_write`. Test: `any_address_will_do`.
-    unsafe {
-        std::arch::asm!(
-            "prefetcht0 [{place}]",
-            place = in(reg) place,
-            options(nostack, preserves_flags)
-        );
-    }
-    #[cfg(all(target_arch = "s390x", not(any(miri, loom))))]
-    // SAFETY: as in `for_write`; code 1, fetch access. Test: `any_address_will_do`.
-    unsafe {
-        std::arch::asm!(
-            "pfd 1, 0({place})",
-            place = in(reg_addr) place,
-            options(nostack, preserves_flags)
-        );
-    }
-    #[cfg(any(miri, loom, not(any(target_arch = "x86_64", target_arch = "s390x"))))]
-    let _ = place;
-}
+// PREFETCH DATA has the access in its first operand: 2 to store, 1 to fetch.
+hint!(
+    /// To be written.
+    for_write, x86_64: "prefetchw [{place}]", s390x: "pfd 2, 0({place})"
+);
+hint!(
+    /// To be read.
+    for_read, x86_64: "prefetcht0 [{place}]", s390x: "pfd 1, 0({place})"
+);
 
 #[cfg(all(test, not(loom)))]
 mod tests {

@@ -79,7 +79,7 @@ impl Dispatcher {
                 if !context.has_file_io() {
                     continue;
                 }
-            } else if context.live() == 0 && self.is_over(context) {
+            } else if context.live() == 0 && context.is_ending() {
                 return Poll::Ready(());
             } else if self.keeps_looking(context) {
                 if self.look_around(context) {
@@ -152,10 +152,6 @@ impl Dispatcher {
             context.deliver();
         }
         rung > usize::from(mailbox) || mailbox && context.live() > 0
-    }
-
-    fn is_over(&self, context: &Context) -> bool {
-        context.is_ending()
     }
 
     /// There is work: a look that was taken for it ends.

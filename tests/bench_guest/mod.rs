@@ -1,5 +1,6 @@
 //! A guest on the bench: its memory, the programs in it, and devices that run them.
 
+pub mod dam;
 pub mod fba;
 pub mod fenced;
 pub mod gated;

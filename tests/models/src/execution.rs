@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::channel::{Channel, Statuses};
-use crate::history::{Clock, Event, History, Recorder};
+use crate::history::{Clock, Event, History, Operation, Recorder};
 use crate::random::Random;
 use crate::ring::Ring;
 use crate::subject::{Cc, Subject};
@@ -89,7 +89,7 @@ pub fn run<S: Subject>(subject: S, plan: &Plan) -> History {
     threads.push(channel.join().expect("it checks nothing"));
     let mut last = shared.vcpu();
     last.issue(Instruction::Tpi(0xff));
-    while last.tsch() == Cc::Cc0 {}
+    while let Operation::Tsch { cc: Cc::Cc0, .. } = last.issue(Instruction::Tsch) {}
     last.issue(Instruction::Stsch);
     threads.push(last.recorder.into_events());
     History { threads }

@@ -78,81 +78,70 @@ pub(crate) struct Vcpu<'a, S: Subject> {
     pub(crate) recorder: Recorder,
 }
 
-impl<S: Subject> Vcpu<'_, S> {
-    pub(crate) fn issue(&mut self, instruction: Instruction) {
-        match instruction {
-            Instruction::Ssch(start, has_path) => self.ssch(start, has_path),
-            Instruction::Tsch => drop(self.tsch()),
-            Instruction::Stsch => self.stsch(),
-            Instruction::Msch(pmcw) => self.recorder.record(|| {
-                let cc = self.subject.msch(&pmcw);
-                (Operation::Msch { pmcw, cc }, ())
-            }),
-            Instruction::Hsch => self.function(S::hsch, |cc| Operation::Hsch { cc }),
-            Instruction::Csch => self.function(S::csch, |cc| Operation::Csch { cc }),
-            Instruction::Rsch => self.function(S::rsch, |cc| Operation::Rsch { cc }),
-            Instruction::Xsch(begins) => {
-                self.function(|subject| subject.xsch(begins), |cc| Operation::Xsch { begins, cc });
+impl Instruction {
+    /// Carries it out on `subject`. With the operation comes the tag of a start that was accepted.
+    pub fn carry_out<S: Subject>(self, subject: &S) -> (Operation, Option<S::Tag>) {
+        let operation = match self {
+            Instruction::Ssch(start, has_path) => {
+                let started = subject.ssch(start, has_path);
+                let cc = started.err().unwrap_or(Cc::Cc0);
+                return (Operation::Ssch { start, has_path, cc }, started.ok());
             }
-            Instruction::Tpi(mask) => self.recorder.record(|| {
-                let taken = self.subject.tpi(mask);
-                (Operation::Tpi { mask, taken }, ())
-            }),
-            Instruction::Tell(mask) => self.recorder.record(|| {
-                let told = self.subject.tell(mask);
-                (Operation::Tell { mask, told }, ())
-            }),
+            Instruction::Tsch => {
+                let (cc, irb) = subject.tsch();
+                Operation::Tsch { cc, irb }
+            }
+            Instruction::Stsch => {
+                let (pmcw, scsw) = subject.stsch(&pmcw());
+                Operation::Stsch { pmcw, scsw }
+            }
+            Instruction::Msch(pmcw) => Operation::Msch { pmcw, cc: subject.msch(&pmcw) },
+            Instruction::Hsch => Operation::Hsch { cc: subject.hsch() },
+            Instruction::Csch => Operation::Csch { cc: subject.csch() },
+            Instruction::Rsch => Operation::Rsch { cc: subject.rsch() },
+            Instruction::Xsch(begins) => Operation::Xsch { begins, cc: subject.xsch(begins) },
+            Instruction::Tpi(mask) => Operation::Tpi { mask, taken: subject.tpi(mask) },
+            Instruction::Tell(mask) => Operation::Tell { mask, told: subject.tell(mask) },
             Instruction::Leave => {
-                self.recorder.record(|| {
-                    self.subject.leave();
-                    (Operation::Leave, ())
-                });
-                self.ring.leave();
+                subject.leave();
+                Operation::Leave
             }
+        };
+        (operation, None)
+    }
+}
+
+impl<S: Subject> Vcpu<'_, S> {
+    /// Carries `instruction` out, and lets the channel hear of it where it has to.
+    pub(crate) fn issue(&mut self, instruction: Instruction) -> Operation {
+        let (operation, tag) = self.recorder.record(|| {
+            let (operation, tag) = instruction.carry_out(self.subject);
+            (operation, (operation, tag))
+        });
+        match operation {
+            Operation::Ssch { start, .. } => {
+                if let Some(tag) = tag {
+                    self.push(Request { start, tag });
+                }
+            }
+            Operation::Hsch { cc: Cc::Cc0 }
+            | Operation::Csch { cc: Cc::Cc0 }
+            | Operation::Rsch { cc: Cc::Cc0 }
+            | Operation::Xsch { cc: Cc::Cc0, .. } => self.ring.ring(),
+            Operation::Leave => self.ring.leave(),
+            _ => {}
         }
+        operation
     }
 
-    fn ssch(&mut self, start: Start, has_path: bool) {
-        let (subject, recorder) = (self.subject, &mut self.recorder);
-        let tag = recorder.record(|| {
-            let started = subject.ssch(start, has_path);
-            let cc = started.err().unwrap_or(Cc::Cc0);
-            (Operation::Ssch { start, has_path, cc }, started.ok())
-        });
-        let Some(tag) = tag else { return };
-        let statuses = self.statuses;
-        self.ring.push(Request { start, tag }, |Request { start, tag }| {
+    fn push(&mut self, request: Request<S::Tag>) {
+        let Vcpu { subject, statuses, recorder, ring } = self;
+        ring.push(request, |Request { start, tag }| {
             recorder.record(|| {
                 let irb = statuses.detached();
                 let step = subject.end(tag, &irb, 0);
                 (Operation::End { start, said: Said { irb, tell: 0, step } }, ())
             });
         });
-    }
-
-    /// The condition code.
-    pub(crate) fn tsch(&mut self) -> Cc {
-        self.recorder.record(|| {
-            let (cc, irb) = self.subject.tsch();
-            (Operation::Tsch { cc, irb }, cc)
-        })
-    }
-
-    fn stsch(&mut self) {
-        self.recorder.record(|| {
-            let (pmcw, scsw) = self.subject.stsch(&pmcw());
-            (Operation::Stsch { pmcw, scsw }, ())
-        });
-    }
-
-    /// An instruction of which the channel is to hear.
-    fn function(&mut self, issue: impl FnOnce(&S) -> Cc, operation: impl FnOnce(Cc) -> Operation) {
-        let cc = self.recorder.record(|| {
-            let cc = issue(self.subject);
-            (operation(cc), cc)
-        });
-        if cc == Cc::Cc0 {
-            self.ring.ring();
-        }
     }
 }

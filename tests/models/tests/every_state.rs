@@ -9,6 +9,9 @@ use vfio_ccw_models::history::{Operation, Said, Start};
 use vfio_ccw_models::model::Model;
 use vfio_ccw_models::status::block;
 use vfio_ccw_models::subject::{Cc, Subject, pmcw, sound};
+use vfio_ccw_models::vcpus::Instruction::{
+    self, Csch, Hsch, Leave, Msch, Rsch, Ssch, Stsch, Tell, Tpi, Tsch, Xsch,
+};
 
 const PENDING: ScswFlags = ScswFlags::STATUS_PENDING;
 const INTERMEDIATE: ScswFlags = ScswFlags::INTERMEDIATE.union(PENDING);
@@ -17,17 +20,8 @@ const ENDED: ScswFlags = ScswFlags::PRIMARY.union(ScswFlags::SECONDARY).union(PE
 /// Something that may be done.
 #[derive(Clone, Copy, Debug)]
 enum Act {
-    Ssch(Start, bool),
-    Tsch,
-    Stsch,
-    Msch(Pmcw),
-    Hsch,
-    Csch,
-    Rsch,
-    Xsch(bool),
-    Tpi(u8),
-    Tell(u8),
-    Leave,
+    /// Of a vCPU, or the VMM.
+    Issue(Instruction),
     IsStarted(Start),
     IsResumed(Start),
     FunctionPending,
@@ -60,18 +54,20 @@ impl Reached {
     /// What may be done. The channel does with a start what it has not done yet; it lets a suspended
     /// program go on when it has seen that it was resumed.
     fn acts(&self) -> Vec<Act> {
-        let mut acts = vec![Act::Tsch, Act::Stsch, Act::Hsch, Act::Csch, Act::Rsch, Act::Leave];
-        acts.extend([Act::Xsch(false), Act::Xsch(true), Act::FunctionPending]);
+        let mut acts = vec![Act::FunctionPending];
+        acts.extend(
+            [Tsch, Stsch, Hsch, Csch, Rsch, Leave, Xsch(false), Xsch(true)].map(Act::Issue),
+        );
         for mask in [0xff, 0x10, 0x02] {
-            acts.extend([Act::Tpi(mask), Act::Tell(mask)]);
+            acts.extend([Tpi(mask), Tell(mask)].map(Act::Issue));
         }
-        acts.extend(modifications().map(Act::Msch));
+        acts.extend(modifications().map(|pmcw| Act::Issue(Msch(pmcw))));
         for function in [Function::Halt, Function::Clear] {
             acts.extend([PENDING, PENDING | ScswFlags::ALERT].map(|it| Act::Perform(function, it)));
         }
         let next = 1 - self.latest;
         if self.places[next] == Place::Nowhere {
-            acts.extend([true, false].map(|has_path| Act::Ssch(number(next), has_path)));
+            acts.extend([true, false].map(|has_path| Act::Issue(Ssch(number(next), has_path))));
         }
         for (start, place) in self.places.iter().enumerate() {
             let start = number(start);
@@ -144,31 +140,12 @@ impl<S: Subject> Bench<S> {
         let subject = &self.subject;
         let said = |status, number, program_controlled| block(number, status, program_controlled);
         Some(match act {
-            Act::Ssch(start, has_path) => {
-                let started = subject.ssch(start, has_path);
-                if let Ok(tag) = started {
-                    self.tags[start as usize - 1] = Some(tag);
+            Act::Issue(instruction) => {
+                let (operation, tag) = instruction.carry_out(subject);
+                if let Operation::Ssch { start, cc: Cc::Cc0, .. } = operation {
+                    self.tags[start as usize - 1] = tag;
                 }
-                Operation::Ssch { start, has_path, cc: started.err().unwrap_or(Cc::Cc0) }
-            }
-            Act::Tsch => {
-                let (cc, irb) = subject.tsch();
-                Operation::Tsch { cc, irb }
-            }
-            Act::Stsch => {
-                let (pmcw, scsw) = subject.stsch(&pmcw());
-                Operation::Stsch { pmcw, scsw }
-            }
-            Act::Msch(pmcw) => Operation::Msch { pmcw, cc: subject.msch(&pmcw) },
-            Act::Hsch => Operation::Hsch { cc: subject.hsch() },
-            Act::Csch => Operation::Csch { cc: subject.csch() },
-            Act::Rsch => Operation::Rsch { cc: subject.rsch() },
-            Act::Xsch(begins) => Operation::Xsch { begins, cc: subject.xsch(begins) },
-            Act::Tpi(mask) => Operation::Tpi { mask, taken: subject.tpi(mask) },
-            Act::Tell(mask) => Operation::Tell { mask, told: subject.tell(mask) },
-            Act::Leave => {
-                subject.leave();
-                Operation::Leave
+                operation
             }
             Act::IsStarted(start) => {
                 Operation::IsStarted { start, is: subject.is_started(self.tag(start)?) }
