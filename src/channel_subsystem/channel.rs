@@ -123,14 +123,15 @@ impl<'a> Channel<'a> {
         most.min(if backward { offset + 1 } else { 4096 - offset })
     }
 
-    /// Whether the key forbids the program to use `address`, which is in memory.
+    /// Whether the key, or the window that it is in, forbids the program to use `address`.
     #[inline]
     pub(super) fn is_protected(&self, address: u64, stores: bool) -> bool {
-        self.key != 0
+        let by_key = self.key != 0
             && self.rules.is_some_and(|rules| match stores {
                 true => !rules.may_store(self.key, address),
                 false => !rules.may_fetch(self.key, address),
-            })
+            });
+        by_key || self.iova(address).is_some_and(|iova| self.dma.withholds(iova, stores))
     }
 
     /// A doubleword of the program (a CCW, an IDAW).

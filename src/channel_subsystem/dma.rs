@@ -33,18 +33,53 @@ pub enum WindowError {
     },
 }
 
+bitflags::bitflags! {
+    /// What programs may do with the memory of a window; the bits are those of the kernel's
+    /// `VFIO_DMA_MAP_FLAG_READ` and `_WRITE`.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct WindowAccess: u32 {
+        /// Fetch from it: CCWs, IDAWs, data that goes to the device.
+        const READ = 1;
+        /// Store into it: data that comes from the device.
+        const WRITE = 2;
+    }
+}
+
 /// A run of I/O virtual addresses and the memory behind it.
+#[derive(Clone)]
 pub struct Window {
     iova: u64,
     host: HostRange,
+    access: WindowAccess,
     /// Keeps `host` mapped.
     _mapping: Arc<dyn Any + Send + Sync>,
 }
 
 impl Window {
-    /// A window at `iova` over `host`, which `mapping` keeps mapped.
+    /// A window at `iova` over `host`, which `mapping` keeps mapped. Programs may fetch and store.
     pub fn new(iova: u64, host: HostRange, mapping: Arc<dyn Any + Send + Sync>) -> Self {
-        Window { iova, host, _mapping: mapping }
+        Window { iova, host, access: WindowAccess::all(), _mapping: mapping }
+    }
+
+    /// The same window where programs may do only this. What else they try is a protection check.
+    pub fn with_access(mut self, access: WindowAccess) -> Self {
+        self.access = access;
+        self
+    }
+
+    /// Its first I/O virtual address.
+    pub fn iova(&self) -> u64 {
+        self.iova
+    }
+
+    /// The memory behind it.
+    pub fn host(&self) -> HostRange {
+        self.host
+    }
+
+    /// What programs may do with it.
+    pub fn access(&self) -> WindowAccess {
+        self.access
     }
 }
 
@@ -58,6 +93,8 @@ impl fmt::Debug for Window {
 #[derive(Debug, Default)]
 pub struct DmaSpace {
     windows: Vec<Window>,
+    /// There are windows where programs may not do everything.
+    restricted: bool,
 }
 
 impl DmaSpace {
@@ -85,9 +122,7 @@ impl DmaSpace {
     /// It overlaps another, is empty, or wraps around.
     pub fn map(&mut self, window: Window) -> Result<(), WindowError> {
         let (iova, len) = (window.iova, window.host.len() as u64);
-        let Some(last) =
-            iova.checked_add(len).and_then(|end| end.checked_sub(1)).filter(|last| *last >= iova)
-        else {
+        let Some(last) = len.checked_sub(1).and_then(|more| iova.checked_add(more)) else {
             return Err(WindowError::Wraps { iova, len });
         };
         let at = self.windows.partition_point(|known| known.iova <= iova);
@@ -100,8 +135,21 @@ impl DmaSpace {
         if let Some(after) = self.windows.get(at).filter(|after| after.iova <= last) {
             return Err(WindowError::Overlap { iova, len, other: after.iova });
         }
+        self.restricted |= window.access != WindowAccess::all();
         self.windows.insert(at, window);
         Ok(())
+    }
+
+    /// Whether a program may not store at `iova`, or not fetch from there. It is in a window.
+    #[inline(always)]
+    pub(super) fn withholds(&self, iova: u64, stores: bool) -> bool {
+        self.restricted && self.is_withheld(iova, stores)
+    }
+
+    #[cold]
+    fn is_withheld(&self, iova: u64, stores: bool) -> bool {
+        let wanted = if stores { WindowAccess::WRITE } else { WindowAccess::READ };
+        self.find(iova).is_some_and(|(window, _)| !window.access.contains(wanted))
     }
 
     /// The bytes from `iova` to the end of its window, at most `most`; `None` where nothing is mapped.

@@ -276,7 +276,7 @@ fn irb(orb: &Orb, flags: ScswFlags, scsw: Scsw) -> IrbHead {
 mod tests {
     use super::*;
     use crate::architecture::{Ccw, CommandClass, command};
-    use crate::channel_subsystem::{CCW_LIMIT, Extent, Sense, Window};
+    use crate::channel_subsystem::{CCW_LIMIT, Extent, Sense, Window, WindowAccess};
     use std::sync::Arc;
     use vfio_ccw_metrics::DeviceClass;
     use vfio_ccw_pinning::GuestMap;
@@ -488,6 +488,40 @@ mod tests {
         assert_eq!(summary(bench.run(Orb::new(0x100), &indirect)), (CLEAN, PGM, 64, 0x108));
         let odd_list = [Ccw::new(0x02, 0x204, 64).with(CcwFlags::INDIRECT)];
         assert_eq!(bench.run(Orb::new(0x100), &odd_list).subchannel_status(), PGM);
+    }
+
+    #[test]
+    fn windows_withhold_what_was_not_granted() {
+        let mut bench = Bench::new(8);
+        let (map, host) = (bench.map.clone(), bench.map.regions()[0].host());
+        let part = |offset, access| {
+            let part = host.part(offset, 0x1000).unwrap();
+            Window::new(0x10_0000 + offset as u64, part, map.clone()).with_access(access)
+        };
+        bench.dma.map(part(0x2000, WindowAccess::READ)).unwrap();
+        bench.dma.map(part(0x4000, WindowAccess::WRITE)).unwrap();
+        bench.map.write(0x2000, &Ccw::new(0x02, 0x1000, 8).to_format_1());
+        bench.map.write(0x4000, &Ccw::new(0x02, 0x1000, 8).to_format_1());
+        let protected = SubchannelStatus::PROTECTION_CHECK;
+        // (command, where its data is, status)
+        for (command, address, status) in [
+            (0x02, 0x10_2000, protected),
+            (0x01, 0x10_2000, NONE),
+            (0x02, 0x10_4008, NONE),
+            (0x01, 0x10_4000, protected),
+        ] {
+            let scsw = bench.run(Orb::new(0x100), &[Ccw::new(command, address, 8)]);
+            assert_eq!(scsw.subchannel_status(), status, "{command:#x} {address:#x}");
+        }
+        assert_eq!(bench.irb(Orb::new(0x10_2000)).scsw.subchannel_status(), NONE);
+        let irb = bench.irb(Orb::new(0x10_4000));
+        assert_eq!(irb.scsw.subchannel_status(), protected, "CCWs are fetched");
+        bench.map.write(0x200, &0x1000u64.to_be_bytes());
+        bench.map.write(0x4200, &0x1000u64.to_be_bytes());
+        for (list, status) in [(0x200, NONE), (0x10_4200, protected)] {
+            let read = Ccw::new(0x02, list, 8).with(CcwFlags::INDIRECT);
+            assert_eq!(bench.run(Orb::new(0x100), &[read]).subchannel_status(), status);
+        }
     }
 
     #[test]

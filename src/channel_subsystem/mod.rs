@@ -22,7 +22,7 @@ mod stop;
 pub use channel::CCW_LIMIT;
 pub use data::{Data, Extent};
 pub use device::{Device, Ending, Sense, SenseId};
-pub use dma::{DmaSpace, Window, WindowError};
+pub use dma::{DmaSpace, Window, WindowAccess, WindowError};
 pub use fba::Fba;
 pub(crate) use interpreter::{End, execute_judged, performed};
 pub use interpreter::{Entry, Run, execute};
