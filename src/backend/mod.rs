@@ -6,11 +6,20 @@
 //! | software channel subsystem in this process, driven by whoever waits for it | `in_process.rs` |
 //! | the same, running on its own and signalling an eventfd | `signalled.rs` |
 //! | what both share with their starter | `port.rs` |
+//!
+//! [`VfioDevice`] (`vfio_device.rs`) is the software channel subsystem as a whole VFIO device, for users of
+//! the kernel's interface: its ioctls, its four regions and its three interrupts. How it compares with
+//! Linux's driver, answer by answer, is in `docs/DIFFERENCES.md`.
 
+mod channel_reports;
 mod in_process;
+mod info;
+mod irqs;
 mod port;
 pub mod region;
 mod signalled;
+mod vfio_device;
+mod windows;
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -22,8 +31,11 @@ use crate::architecture::{Function, IrbHead, Orb};
 use crate::channel_subsystem::{DeviceState, DeviceStateError, DmaSpace, Entry};
 
 pub use in_process::InProcess;
+pub use info::{DeviceInfo, IrqInfo, RegionIndex, RegionInfo, RegionType};
+pub use irqs::{Irq, IrqData, IrqSet, IrqSetFlags};
 pub use region::{AsyncRegion, CrwRegion, IoRegion, SchibRegion};
 pub(crate) use signalled::Signalled;
+pub use vfio_device::VfioDevice;
 
 /// An errno that a region access ended with. It is kept as data: it is the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,6 +51,17 @@ impl Errno {
     pub const INVALID: Errno = Errno(libc::EINVAL);
     /// The device is not there any more.
     pub const NO_DEVICE: Errno = Errno(libc::ENODEV);
+    /// The device does no I/O any more.
+    pub const IO: Errno = Errno(libc::EIO);
+    /// Something is mapped there already.
+    pub const EXISTS: Errno = Errno(libc::EEXIST);
+    /// There are as many as there may be.
+    pub const NO_SPACE: Errno = Errno(libc::ENOSPC);
+
+    /// As it stands in the `ret_code` of a region.
+    fn to_ret_code(self) -> i32 {
+        self.0.wrapping_neg()
+    }
 }
 
 /// A device that is started through an I/O region.
