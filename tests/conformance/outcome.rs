@@ -13,8 +13,8 @@ const CONTROLS: u32 = 0xf878_0000;
 /// Function control: start.
 const START: u32 = 0x4000;
 
-/// Deferred condition code.
-const DEFERRED: u32 = 0x0300_0000;
+/// Activity control: start pending, so that no CCW was used.
+const START_PENDING: u32 = 0x0400;
 
 /// Of a write to the I/O or the asynchronous-command region.
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +39,7 @@ impl Outcome {
         let scsw = zerocopy::IntoBytes::as_bytes(&self.irb.head.scsw);
         let word = |at: usize| u32::from_be_bytes(scsw[at..at + 4].try_into().unwrap());
         let controls = word(0) & !CONTROLS;
-        let place = if controls & START != 0 && controls & DEFERRED == 0 {
+        let place = if controls & (START | START_PENDING) == START {
             format!("+{:x}", word(4).wrapping_sub(self.cpa))
         } else {
             "-".to_owned()

@@ -135,7 +135,8 @@ impl Session {
         self.counted(irq)
     }
 
-    fn counted(&self, irq: Irq) -> u64 {
+    /// The same, without waiting.
+    pub fn counted(&self, irq: Irq) -> u64 {
         let mut count = [0; 8];
         let eventfd = self.irqs[irq as usize].try_clone().unwrap();
         match std::fs::File::from(eventfd).read(&mut count) {

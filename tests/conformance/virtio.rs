@@ -1,6 +1,6 @@
 //! A device model that answers control commands as QEMU's virtio-blk-ccw does. There are no queues.
 
-use vfio_ccw::architecture::command;
+use vfio_ccw::architecture::{DeviceStatus, command};
 use vfio_ccw::channel_subsystem::{Data, Device, Ending, Extent, Sense};
 use vfio_ccw_metrics::DeviceClass;
 
@@ -37,8 +37,8 @@ pub struct VirtioBlk {
 impl Default for VirtioBlk {
     fn default() -> Self {
         let mut config = [0; 60];
-        // Sectors of 512 bytes, little-endian.
-        config[..8].copy_from_slice(&0x4000u64.to_le_bytes());
+        // Sectors of 512 bytes. A legacy device has the guest's byte order.
+        config[..8].copy_from_slice(&0x4000u64.to_be_bytes());
         VirtioBlk { sense: Sense::none(32), revision: None, status: 0, accepted: [0; 2], config }
     }
 }
@@ -46,7 +46,8 @@ impl Default for VirtioBlk {
 impl VirtioBlk {
     fn reject(&mut self) -> Ending {
         self.sense = Sense::new(Sense::COMMAND_REJECT, 0, 32);
-        Ending::unit_check()
+        // In place of channel end and device end.
+        Ending { status: DeviceStatus::UNIT_CHECK, immediate: false }
     }
 
     fn set_revision(&mut self, data: &mut Data<'_>) -> Ending {
@@ -105,7 +106,7 @@ impl VirtioBlk {
     }
 
     fn clear(&mut self) {
-        (self.status, self.revision, self.accepted) = (0, None, [0; 2]);
+        (self.status, self.accepted) = (0, [0; 2]);
     }
 }
 
@@ -129,6 +130,11 @@ impl Device for VirtioBlk {
     fn begin(&mut self) {}
 
     async fn command(&mut self, code: u8, data: &mut Data<'_>) -> Ending {
+        let any_device = [command::NOP, command::SENSE, command::SENSE_ID];
+        if !any_device.contains(&code) && code != ccw::SET_VIRTIO_REV {
+            // Who does not begin with the revision means legacy; there is no way back.
+            self.revision.get_or_insert(0);
+        }
         match code {
             command::NOP => return Ending::immediate(),
             command::SENSE => {

@@ -92,11 +92,14 @@ impl VfioDevice {
         }
         self.started = orb;
         self.pmcw.intparm.set(orb.intparm());
-        if self.usable_paths(&orb) == 0 {
+        let paths = self.usable_paths(&orb);
+        if paths == 0 {
             self.stage = Stage::Idle;
             self.interrupt(path_not_operational(&orb));
             return Ok(true);
         }
+        // The first of them: the highest bit.
+        self.pmcw.lpum = 0x80 >> paths.leading_zeros();
         if std::mem::take(&mut self.are_windows_new) {
             self.device.set_memory(Arc::new(self.windows.space()));
         }
@@ -214,10 +217,10 @@ impl VfioDevice {
     }
 }
 
-/// Stores an IRB where the user sees it. The interrupt writes no more than that.
+/// Stores an IRB where the user sees it. The interrupt writes no more than that: Linux's `struct irb` has no
+/// extended-measurement word, and what stands in its place stays.
 fn store(io: &mut IoRegion, irb: IrbHead) {
     io.irb.head = irb;
-    io.irb.emw = [0; 32];
 }
 
 /// An IRB of the channel, with the controls of the ORB that the user started.

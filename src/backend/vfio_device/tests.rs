@@ -181,6 +181,7 @@ fn what_is_written_stays_where_an_interrupt_does_not_write() {
     bench.wait();
     let mut second = IoRegion::start(Orb::new(0x200).with_intparm(77));
     second.irb.head.ecw = [0xee; 32];
+    second.irb.emw = [0xdd; 32];
     second.ret_code.set(5);
     assert_eq!(bench.device.write(0, second.as_bytes()), Err(Errno::BUSY));
     second.ret_code.set(-libc::EBUSY);
@@ -188,7 +189,16 @@ fn what_is_written_stays_where_an_interrupt_does_not_write() {
     block_on(bench.device.reset()).unwrap();
     assert_eq!(bench.io(), second, "a reset leaves it alone");
     bench.works();
-    assert_eq!(bench.io().irb.head.ecw, [0; 32]);
+    let irb = bench.io().irb;
+    assert_eq!((irb.head.ecw, irb.emw), ([0; 32], [0; 32]), "what the last start wrote");
+    second.scsw = Scsw::default();
+    second.ret_code.set(0);
+    bench.device.write(0, second.as_bytes()).unwrap();
+    let start = IoRegion::start(Orb::new(0x100));
+    assert_eq!(bench.device.write(0, &start.as_bytes()[..24]), Ok(24));
+    assert!(bench.poll().is_ready());
+    let irb = bench.io().irb;
+    assert_eq!((irb.head.ecw, irb.emw), ([0; 32], [0xdd; 32]));
 }
 
 #[test]
@@ -430,6 +440,7 @@ fn the_schib_shows_the_subchannel() {
     assert!(bench.poll().is_ready());
     let schib = bench.schib();
     assert_eq!((schib.pmcw.intparm.get(), schib.scsw.cpa()), (0x1234, 0x108));
+    assert_eq!(schib.pmcw.lpum, 0x80);
     let status = ScswFlags::FUNCTION_CONTROL | ScswFlags::STATUS_CONTROL;
     assert!(!schib.scsw.flags().intersects(status));
 }

@@ -109,7 +109,7 @@ fn closed(session: &mut Session) {
     session.note("closed in flight", format!("{} irq {interrupts} {same}", done(&opened)));
     session.put_program(0, &[Ccw::new(command::NOP, 0, 0)]);
     let outcome = session.start(Orb::new(IOVA), Expect::Silence);
-    session.note("no eventfd is set then", outcome);
+    session.note("start, and no eventfd was set again", outcome);
     session.connect();
     session.works("start after it was opened");
 }

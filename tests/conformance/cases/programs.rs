@@ -28,7 +28,7 @@ pub fn run(session: &mut Session) {
     session.section("io");
     let stray = Ccw::new(0xff, iova(DATA), 1);
     let head: &[(usize, usize)] = &[(DATA, 8)];
-    let rows: [(&str, &[Ccw], &[(usize, usize)]); 19] = [
+    let rows: [(&str, &[Ccw], &[(usize, usize)]); 18] = [
         ("NOP", &[nop()], &[]),
         ("NOP, count 1, SLI", &[Ccw::new(command::NOP, iova(DATA), 1).with(SLI)], &[]),
         ("NOP, count 1", &[Ccw::new(command::NOP, iova(DATA), 1)], &[]),
@@ -43,11 +43,6 @@ pub fn run(session: &mut Session) {
         ("NOP chained to SENSE ID", &[nop().with(SLI | CC), sense_id(7).with(SLI)], head),
         ("TIC over a CCW", &[nop().with(SLI | CC), tic(24), stray, sense_id(7).with(SLI)], head),
         ("TIC first", &[tic(16), stray, nop()], &[]),
-        (
-            "SENSE ID, data chained",
-            &[sense_id(2).with(CD | SLI), sense_id(2).with(CD | SLI), sense_id(252)],
-            head,
-        ),
         (
             "PCI flag",
             &[nop().with(SLI | CC | CcwFlags::PROGRAM_CONTROLLED), sense_id(7).with(SLI)],
@@ -64,6 +59,12 @@ pub fn run(session: &mut Session) {
     for (case, program, data) in rows {
         session.run(case, program, data);
     }
+    let part = |index: usize, count| Ccw::new(command::SENSE_ID, iova(DATA + index * 0x200), count);
+    session.run(
+        "SENSE ID, data chained",
+        &[part(0, 2).with(CD | SLI), part(1, 2).with(CD | SLI), part(2, 252)],
+        &[(DATA, 3), (DATA + 0x200, 3), (DATA + 0x400, 3)],
+    );
     session.put_program(0x800, &[sense_id(7).with(SLI)]);
     session.run("TIC to another segment", &[nop().with(SLI | CC), tic(0x800)], head);
     orbs(session);

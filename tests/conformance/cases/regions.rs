@@ -43,8 +43,9 @@ fn reads(session: &mut Session) {
     let mut bytes = [0xff; 8];
     let read = session.target.read(0xc00, &mut bytes);
     session.note("read the CRW region, no report", format!("{} {}", show(&read), hex(&bytes)));
-    // The interruption parameter is the driver's own, the status that of what ran before.
-    let schib = session.schib();
+    // The interruption parameter is the driver's own; which path was last used depends on what ran before.
+    let mut schib = session.schib().schib;
+    schib.pmcw.lpum = 0;
     session.note("read the SCHIB region, PMCW", hex(&schib.as_bytes()[4..28]));
 }
 
