@@ -17,6 +17,13 @@ impl Lines {
         Lines(lines.map(pair).collect())
     }
 
+    /// The same without those of a section.
+    pub fn without(mut self, section: &str) -> Self {
+        let is_of = |case: &str| case.split_once(": ").is_some_and(|(of, _)| of == section);
+        self.0.retain(|(case, _)| !is_of(case));
+        self
+    }
+
     pub fn push(&mut self, case: String, result: String) {
         assert!(self.result(&case).is_none(), "two cases are called {case}");
         self.0.push((case, result));

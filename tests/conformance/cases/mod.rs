@@ -14,6 +14,9 @@ mod virtio;
 
 use super::session::Session;
 
+/// The section of [`marking`].
+pub const MARKING: &str = "lpm";
+
 /// All of them.
 pub fn all(session: &mut Session) {
     repeatable(session);

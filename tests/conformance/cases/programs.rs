@@ -28,21 +28,23 @@ pub fn run(session: &mut Session) {
     session.section("io");
     let stray = Ccw::new(0xff, iova(DATA), 1);
     let head: &[(usize, usize)] = &[(DATA, 8)];
-    let rows: [(&str, &[Ccw], &[(usize, usize)]); 18] = [
+    let rows: [(&str, &[Ccw], &[(usize, usize)]); 17] = [
         ("NOP", &[nop()], &[]),
         ("NOP, count 1, SLI", &[Ccw::new(command::NOP, iova(DATA), 1).with(SLI)], &[]),
         ("NOP, count 1", &[Ccw::new(command::NOP, iova(DATA), 1)], &[]),
         ("SENSE ID, all", &[sense_id(WHOLE)], &[(DATA, 8), (DATA + 248, 16)]),
         ("SENSE ID, short, SLI", &[sense_id(4).with(SLI)], head),
         ("SENSE ID, short", &[sense_id(4)], head),
-        ("SENSE ID, long, SLI", &[sense_id(300).with(SLI)], &[(DATA + 248, 16)]),
         ("SENSE ID, long", &[sense_id(300)], head),
+        ("SENSE ID, long, SLI", &[sense_id(300).with(SLI)], &[(DATA + 248, 16)]),
         ("SENSE ID, count 0, SLI", &[sense_id(0).with(SLI)], head),
         ("SENSE ID, SKIP", &[sense_id(7).with(SLI | CcwFlags::SKIP)], head),
         ("BASIC SENSE", &[Ccw::new(command::SENSE, iova(DATA), 32).with(SLI)], &[(DATA, 34)]),
         ("NOP chained to SENSE ID", &[nop().with(SLI | CC), sense_id(7).with(SLI)], head),
         ("TIC over a CCW", &[nop().with(SLI | CC), tic(24), stray, sense_id(7).with(SLI)], head),
-        ("TIC first", &[tic(16), stray, nop()], &[]),
+        // With one CCW behind it the driver may take its address for that of the TIC: a copy of 8 bytes
+        // beside another one (`cp_update_scsw`).
+        ("TIC first", &[tic(16), stray, nop().with(SLI | CC), nop()], &[]),
         (
             "PCI flag",
             &[nop().with(SLI | CC | CcwFlags::PROGRAM_CONTROLLED), sense_id(7).with(SLI)],
@@ -54,7 +56,6 @@ pub fn run(session: &mut Session) {
             head,
         ),
         ("start after that", &[nop()], &[]),
-        ("count 65535, SLI", &[Ccw::new(command::SENSE_ID, iova(DATA), 65_535).with(SLI)], &[]),
     ];
     for (case, program, data) in rows {
         session.run(case, program, data);
@@ -65,6 +66,7 @@ pub fn run(session: &mut Session) {
         &[part(0, 2).with(CD | SLI), part(1, 2).with(CD | SLI), part(2, 252)],
         &[(DATA, 3), (DATA + 0x200, 3), (DATA + 0x400, 3)],
     );
+    session.run("count 65535, SLI", &[sense_id(65_535).with(SLI)], &[]);
     session.put_program(0x800, &[sense_id(7).with(SLI)]);
     session.run("TIC to another segment", &[nop().with(SLI | CC), tic(0x800)], head);
     orbs(session);
