@@ -62,14 +62,15 @@ pub fn call(file: &File, request: Request, argument: &mut [u8]) -> io::Result<()
     let size = u32::from_ne_bytes(argument[..4].try_into().unwrap()) as usize;
     assert!(argument.len() >= size.max(request.least()), "{request:?} of {size} bytes");
     // SAFETY: the kernel reads and writes no more than the size that the structure gives itself, or the
-    // least there is: both are there. Test: the suite; with less the assertion above fails.
+    // least there is: both are there. Test: `the_driver_gives_what_it_gave`; with less the assertion above
+    // fails.
     result(unsafe { libc::ioctl(file.as_raw_fd(), request.number(), argument.as_mut_ptr()) })?;
     Ok(())
 }
 
 /// `VFIO_DEVICE_RESET`.
 pub fn reset(device: &File) -> io::Result<()> {
-    // SAFETY: the request has no argument. Test: the section `held`.
+    // SAFETY: the request has no argument. Test: `the_driver_gives_what_it_gave`, the case `held: reset`.
     result(unsafe { libc::ioctl(device.as_raw_fd(), libc::_IO(b';'.into(), 111), 0) })?;
     Ok(())
 }
@@ -77,7 +78,7 @@ pub fn reset(device: &File) -> io::Result<()> {
 /// A request that there is none of.
 pub fn unknown(device: &File) -> io::Result<()> {
     // SAFETY: a driver that knows it would get a null pointer, which faults. Test: the case
-    // `unknown ioctl`, which expects ENOTTY.
+    // `ioctls: unknown ioctl`, which expects ENOTTY.
     result(unsafe { libc::ioctl(device.as_raw_fd(), libc::_IO(b';'.into(), 171), 0) })?;
     Ok(())
 }
@@ -85,13 +86,14 @@ pub fn unknown(device: &File) -> io::Result<()> {
 /// `VFIO_GROUP_SET_CONTAINER`, then `VFIO_SET_IOMMU` with type1v2.
 pub fn join(group: &File, container: &File) -> io::Result<()> {
     let descriptor = container.as_raw_fd();
-    // SAFETY: the request reads one int, which outlives the call. Test: all of the suite; with another
-    // pointer the kernel says EFAULT.
+    // SAFETY: the request reads one int, which outlives the call. Test: `the_driver_gives_what_it_gave`; with
+    // another pointer the kernel says EFAULT.
     result(unsafe {
         libc::ioctl(group.as_raw_fd(), libc::_IO(b';'.into(), 104), &raw const descriptor)
     })?;
     let type1_v2: libc::c_ulong = 3;
-    // SAFETY: the request takes a plain number. Test: all of the suite; another number is EINVAL.
+    // SAFETY: the request takes a plain number. Test: `the_driver_gives_what_it_gave`; another number is
+    // EINVAL.
     result(unsafe { libc::ioctl(container.as_raw_fd(), libc::_IO(b';'.into(), 102), type1_v2) })?;
     Ok(())
 }
@@ -99,9 +101,10 @@ pub fn join(group: &File, container: &File) -> io::Result<()> {
 /// `VFIO_GROUP_GET_DEVICE_FD`.
 pub fn device_of(group: &File, name: &CStr) -> io::Result<File> {
     let request = libc::_IO(b';'.into(), 106);
-    // SAFETY: the request reads a string that ends with zero. Test: all of the suite; another name is ENODEV.
+    // SAFETY: the request reads a string that ends with zero. Test: `the_driver_gives_what_it_gave`; another
+    // name is ENODEV.
     let descriptor = result(unsafe { libc::ioctl(group.as_raw_fd(), request, name.as_ptr()) })?;
-    // SAFETY: the descriptor is new, and nobody else's. Test: the case `closed in flight`, which would
+    // SAFETY: the descriptor is new, and nobody else's. Test: the case `held: closed in flight`, which would
     // find the device open.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }.into())
 }

@@ -34,6 +34,9 @@ pub const LIST: usize = 0x1000;
 /// What data areas are filled with before a program.
 const FILLER: [u8; 0x4000] = [0xaa; 0x4000];
 
+/// What a line shows of memory: (offset, bytes).
+pub type Shown<'a> = &'a [(usize, usize)];
+
 /// Whether an interrupt is to come. It decides how long it is waited for, no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
@@ -139,8 +142,8 @@ impl Session {
     pub fn counted(&self, irq: Irq) -> u64 {
         let mut count = [0; 8];
         let eventfd = self.irqs[irq as usize].try_clone().unwrap();
-        match std::fs::File::from(eventfd).read(&mut count) {
-            Ok(_) => u64::from_ne_bytes(count),
+        match std::fs::File::from(eventfd).read_exact(&mut count) {
+            Ok(()) => u64::from_ne_bytes(count),
             Err(_) => 0,
         }
     }
@@ -169,20 +172,20 @@ impl Session {
         Outcome { ret_code: region.ret_code.get(), ..outcome }
     }
 
-    /// Runs a program at the beginning of the main window; the line shows `data`, too: (offset, bytes).
-    pub fn run(&mut self, case: &str, program: &[Ccw], data: &[(usize, usize)]) {
+    /// Runs a program at the beginning of the main window; the line shows `data`, too.
+    pub fn run(&mut self, case: &str, program: &[Ccw], data: Shown<'_>) {
         self.run_with(case, Orb::new(IOVA), program, data);
     }
 
     /// The same with this ORB, whose program lies there, too.
-    pub fn run_with(&mut self, case: &str, orb: Orb, program: &[Ccw], data: &[(usize, usize)]) {
+    pub fn run_with(&mut self, case: &str, orb: Orb, program: &[Ccw], data: Shown<'_>) {
         self.put(DATA, &FILLER);
         self.put_program(0, program);
         self.start_showing(case, orb, data);
     }
 
     /// Starts what is there.
-    pub fn start_showing(&mut self, case: &str, orb: Orb, data: &[(usize, usize)]) {
+    pub fn start_showing(&mut self, case: &str, orb: Orb, data: Shown<'_>) {
         let outcome = self.start(orb, Expect::Interrupt);
         let mut line = outcome.to_string();
         for &(at, len) in data {

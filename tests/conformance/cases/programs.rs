@@ -3,7 +3,7 @@
 use vfio_ccw::architecture::{Ccw, CcwFlags, Orb, OrbFlags, command};
 use zerocopy::IntoBytes;
 
-use crate::suite::session::{DATA, Expect, IOVA, MAIN, PART, Session, hex, iova};
+use crate::suite::session::{DATA, Expect, IOVA, MAIN, PART, Session, Shown, hex, iova};
 
 const SLI: CcwFlags = CcwFlags::SUPPRESS_LENGTH;
 const CC: CcwFlags = CcwFlags::CHAIN_COMMAND;
@@ -27,8 +27,8 @@ fn tic(at: usize) -> Ccw {
 pub fn run(session: &mut Session) {
     session.section("io");
     let stray = Ccw::new(0xff, iova(DATA), 1);
-    let head: &[(usize, usize)] = &[(DATA, 8)];
-    let rows: [(&str, &[Ccw], &[(usize, usize)]); 17] = [
+    let head: Shown<'_> = &[(DATA, 8)];
+    let rows: [(&str, &[Ccw], Shown<'_>); 17] = [
         ("NOP", &[nop()], &[]),
         ("NOP, count 1, SLI", &[Ccw::new(command::NOP, iova(DATA), 1).with(SLI)], &[]),
         ("NOP, count 1", &[Ccw::new(command::NOP, iova(DATA), 1)], &[]),
