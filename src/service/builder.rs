@@ -31,9 +31,6 @@ use super::shard::{Plan, ShardLink};
 use super::unfetched::Unfetched;
 use super::view::Layout;
 
-/// Pin budget where none is given, in bytes.
-const DEFAULT_BUDGET: u64 = 64 << 20;
-
 /// Frames spread over the guest that may be locked, each of which splits a mapping in three
 /// (`vm.max_map_count` is 65,530).
 const MOST_SPREAD_FRAMES: u64 = 16_384;
@@ -172,6 +169,9 @@ impl Default for ServiceBuilder {
 }
 
 impl ServiceBuilder {
+    /// Pin budget where none is given, in bytes, and RLIMIT_MEMLOCK allows it.
+    pub const DEFAULT_BUDGET: u64 = 64 << 20;
+
     /// Threads that run subchannels, 1 to 64; one a core that may be busy with I/O. Default 1.
     pub fn shards(mut self, shards: usize) -> Self {
         self.shards = shards;
@@ -426,7 +426,7 @@ impl ServiceBuilder {
         let wanted = match (self.budget, self.mode) {
             (Some(bytes), _) => bytes,
             (None, Mode::Pinned) => guest,
-            (None, _) => DEFAULT_BUDGET.min(guest.max(FRAME)),
+            (None, _) => Self::DEFAULT_BUDGET.min(guest.max(FRAME)),
         };
         let memlock = Memlock::of_this_process().map_err(ServiceError::Process)?;
         let (Some(limit), Some(room)) = (memlock.limit, memlock.room()) else {

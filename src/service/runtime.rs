@@ -68,13 +68,13 @@ impl FromStr for DriverChoice {
 }
 
 impl DriverChoice {
-    /// Decides. io_uring counts as working when a ring can be made that knows every operation that
-    /// volumes use.
+    /// Decides, as a service does when it is built. io_uring counts as working when a ring can be made
+    /// that knows every operation that volumes use.
     ///
     /// # Errors
     ///
     /// io_uring is demanded and does not work.
-    pub(super) fn decide(self) -> io::Result<Driver> {
+    pub fn decide(self) -> io::Result<Driver> {
         match self {
             DriverChoice::Only(Driver::Epoll) => Ok(Driver::Epoll),
             DriverChoice::Only(Driver::IoUring) => try_uring().map(|()| Driver::IoUring),
