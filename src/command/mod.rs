@@ -1,7 +1,8 @@
-//! The command line: one main job, and tools around volumes and status blocks.
+//! The command line: one main job, and tools around volumes, status blocks and the machine.
 
 mod copy;
 mod decode;
+mod doctor;
 mod guest;
 mod interrupt;
 mod options;
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-/// Exit status: something was verified and was wrong.
+/// Exit status: something was looked at and was wrong.
 const EXIT_WRONG: u8 = 1;
 
 /// Exit status: it could not be done as asked.
@@ -34,7 +35,8 @@ const EXIT_ERROR: u8 = 2;
         vfio-ccw --subchannels 256 --json run.json   more disks, and a report for scripts\n  \
         vfio-ccw --image disk.img                    read a volume of your own (never written)\n  \
         vfio-ccw copy-out --image disk.img out.img   copy a volume through channel programs\n  \
-        vfio-ccw decode irb 00c04007...              status blocks as text\n\n\
+        vfio-ccw decode irb 00c04007...              status blocks as text\n  \
+        vfio-ccw doctor                              what this machine can run, and what to type\n\n\
         Exit status: 0 all right, 1 wrong data or lost requests, 2 could not be done as asked.",
     args_conflicts_with_subcommands = true
 )]
@@ -55,6 +57,8 @@ enum Tool {
     CopyIn(copy::CopyIn),
     /// Show a status block or channel-command word as text.
     Decode(decode::Decode),
+    /// Look at this machine: what can run here, what is missing, and what to type.
+    Doctor(doctor::Doctor),
 }
 
 #[derive(Debug, clap::Args)]
@@ -96,6 +100,7 @@ pub(crate) fn main() -> ExitCode {
         Some(Tool::CopyOut(copy)) => copy.run(),
         Some(Tool::CopyIn(copy)) => copy.run(),
         Some(Tool::Decode(decode)) => decode.run(),
+        Some(Tool::Doctor(doctor)) => doctor.run(),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
