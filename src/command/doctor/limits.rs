@@ -63,7 +63,7 @@ fn judge_locked_memory(
         }
         _ => check.remedy(format!("ulimit -l {kib}")),
     };
-    check.remedy("sudo setcap cap_ipc_lock+ep \"$(command -v vfio-ccw)\"")
+    check.remedy("setcap cap_ipc_lock+ep \"$(command -v vfio-ccw)\"")
 }
 
 /// Whether there are descriptors enough for as many devices as the kernel's vfio-ccw has.
@@ -91,8 +91,7 @@ fn judge_open_files(limit: Rlimit, kernel_devices: u64) -> Check {
     }
     let room = soft - OF_A_SERVICE;
     let found = format!(
-        "RLIMIT_NOFILE is {soft}: enough for {} devices of vfio_ccw, or {} software devices with \
-         --interrupts eventfd; others need none",
+        "RLIMIT_NOFILE is {soft}: room for {} devices of vfio_ccw, or {} of --interrupts eventfd",
         room / OF_A_KERNEL_DEVICE,
         room / OF_A_SIGNALLED_DEVICE
     );
@@ -138,7 +137,10 @@ mod tests {
         let limit = |soft, hard| Rlimit { current: Some(soft), maximum: hard };
         let enough = judge_open_files(limit(1024, Some(4096)), 192);
         assert_eq!(enough.verdict, Verdict::Ok);
-        assert!(enough.found.contains("192 devices of vfio_ccw, or 480 software"), "{enough:?}");
+        assert!(
+            enough.found.contains("192 devices of vfio_ccw, or 480 of --interrupts"),
+            "{enough:?}"
+        );
         let few = judge_open_files(limit(1024, Some(4096)), 193);
         assert_eq!(few.verdict, Verdict::Warning);
         assert_eq!(few.remedy, ["ulimit -n 1029"]);

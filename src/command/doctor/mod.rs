@@ -59,7 +59,7 @@ use tree::Tree;
         sudo -u qemu vfio-ccw doctor             what another user may use\n  \
         vfio-ccw doctor --json | jq -r '.kernel.checks[].remedy[]'\n\n\
         Verdicts: ok; note: worth knowing; warning: works, not as well as it could; missing: something does\n\
-        not work without it.\n\n\
+        not work without it. What is to be typed needs root, but for ulimit, sudo and docker.\n\n\
         --json prints {software: {usable, summary, checks}, kernel: {usable, summary, checks, set_up, ready,\n\
         subchannels}}. A check has name, verdict, found, and remedy, a list of lines to type. A subchannel has\n\
         subchannel, device, driver, device_driver, online, usable, mdevs; an mdev has uuid, group and cdev,\n\
@@ -159,12 +159,11 @@ impl Report {
             }
             (false, _, 0) => "not ready: see 'missing' above".to_owned(),
             (true, _, 0) => "ready, and no device is set up for it".to_owned(),
-            (_, ready, set_up) if ready == set_up => {
-                format!("ready, and this user can use all {set_up} devices that are set up for it")
+            (_, ready, set_up) => {
+                let found = format!("this user can use {ready} of {set_up} devices set up for it");
+                let hint = if ready == set_up { "" } else { ": see 'missing' above" };
+                found + hint
             }
-            (_, ready, set_up) => format!(
-                "this user can use {ready} of {set_up} devices that are set up for it: see 'missing' above"
-            ),
         }
     }
 
@@ -237,7 +236,7 @@ mod tests {
         machine.mdev("0.0.0002", Machine::UUID, 7);
         let all = report(&machine);
         assert!(all.is_well(), "{all}");
-        assert!(all.kernel_summary().contains("can use all 1 devices"), "{all}");
+        assert!(all.kernel_summary().contains("can use 1 of 1 devices"), "{all}");
         machine.device("0.0.0003", "0.0.0011", "vfio_ccw");
         let half = report(&machine);
         assert!(!half.is_well(), "{half}");

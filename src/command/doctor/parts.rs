@@ -94,7 +94,7 @@ fn type1(tree: &Tree, cdevs: bool) -> Check {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             lacks(format!("no {node}")).remedy("modprobe vfio vfio_iommu_type1")
         }
-        Err(error) => lacks(format!("{node}: {error}")).remedy(format!("sudo chmod 666 {node}")),
+        Err(error) => lacks(format!("{node}: {error}")).remedy(format!("chmod 666 {node}")),
         Ok(()) if !has_type1(tree) => {
             lacks("vfio_iommu_type1 is not loaded".to_owned()).remedy("modprobe vfio_iommu_type1")
         }
@@ -142,7 +142,7 @@ fn iommufd(node: io::Result<()>, groups: bool) -> Check {
         }
         Err(error) => {
             let owner = rustix::process::geteuid().as_raw();
-            lacks(format!("/dev/iommu: {error}")).remedy(format!("sudo chown {owner} /dev/iommu"))
+            lacks(format!("/dev/iommu: {error}")).remedy(format!("chown {owner} /dev/iommu"))
         }
     }
 }
@@ -243,6 +243,6 @@ mod tests {
     fn a_node_that_cannot_be_used() {
         let (faulty, parts) = faults(|machine| machine.link("dev/iommu", "iommu"));
         assert_eq!(faulty, [named("iommufd", Verdict::Note)]);
-        assert!(parts.checks[4].remedy[0].starts_with("sudo chown "), "{:?}", parts.checks[4]);
+        assert!(parts.checks[4].remedy[0].starts_with("chown "), "{:?}", parts.checks[4]);
     }
 }

@@ -74,11 +74,24 @@ impl Mdev {
         json!({ "uuid": self.uuid, "group": node(&self.group), "cdev": node(&self.cdev) })
     }
 
-    /// The node that opens it, of those that `parts` can do something with.
-    fn way(&self, parts: &Parts) -> Option<&Node> {
+    /// Its nodes that `parts` can do something with.
+    fn ways(&self, parts: &Parts) -> impl Iterator<Item = &Node> {
         let group = self.group.as_ref().filter(|_| parts.groups);
         let cdev = self.cdev.as_ref().filter(|_| parts.cdevs);
-        group.into_iter().chain(cdev).find(|node| node.access.is_ok())
+        group.into_iter().chain(cdev)
+    }
+
+    /// Whether one of them may be opened.
+    fn is_usable(&self, parts: &Parts) -> bool {
+        self.ways(parts).any(|node| node.access.is_ok())
+    }
+
+    /// Whether a right is all that is missing.
+    fn is_forbidden(&self, parts: &Parts) -> bool {
+        let denied = |node: &Node| {
+            node.access.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+        };
+        !self.is_usable(parts) && self.ways(parts).any(denied)
     }
 }
 
@@ -140,7 +153,7 @@ impl Subchannel {
 
     /// Whether its device could be opened as it stands.
     fn is_usable(&self, parts: &Parts) -> bool {
-        self.is_bound() && self.mdevs.iter().any(|mdev| mdev.way(parts).is_some())
+        self.is_bound() && self.mdevs.iter().any(|mdev| mdev.is_usable(parts))
     }
 
     fn json(&self, parts: &Parts) -> Value {
@@ -201,7 +214,7 @@ impl Subchannel {
         let uuid = &mdev.uuid;
         let nodes: Vec<&Node> = mdev.group.iter().chain(&mdev.cdev).collect();
         let shown = nodes.iter().map(|node| node.path.as_str()).collect::<Vec<_>>().join(" and ");
-        if mdev.way(parts).is_some() {
+        if mdev.is_usable(parts) {
             return Check::ok(name, format!("{device}, mdev {uuid}, {shown}"));
         }
         if nodes.is_empty() {
@@ -211,40 +224,53 @@ impl Subchannel {
             return Check::missing(name, found)
                 .remedy(format!("echo {uuid} > /sys/bus/mdev/drivers/vfio_ccw_mdev/bind"));
         }
-        let refused = nodes.iter().filter_map(|node| {
-            let error = node.access.as_ref().err()?;
-            Some(format!("{}: {error}", node.path))
-        });
-        let refused: Vec<String> = refused.collect();
+        let refused: Vec<(&Node, &io::Error)> =
+            mdev.ways(parts).filter_map(|node| Some((node, node.access.as_ref().err()?))).collect();
         if refused.is_empty() {
             let found =
                 format!("{device}, mdev {uuid}, {shown}: neither type1 nor iommufd to go with it");
             return Check::missing(name, found);
         }
-        let check = Check::missing(name, format!("{device}, mdev {uuid}, {}", refused.join(", ")));
-        nodes.into_iter().fold(check, with_access)
+        let reasons: Vec<String> =
+            refused.iter().map(|(node, error)| format!("{}: {error}", node.path)).collect();
+        let found = format!("{device}, mdev {uuid}, {}", reasons.join(", "));
+        // One of two is enough, and the group goes with more kernels.
+        let (node, error) = refused[0];
+        to_open(node, error).into_iter().fold(Check::missing(name, found), Check::remedy)
     }
 }
 
-/// The same with what lets this user open a node.
-fn with_access(check: Check, node: &Node) -> Check {
-    let Err(error) = &node.access else {
-        return check;
-    };
-    let user = rustix::process::geteuid().as_raw();
+/// Command lines after which this user may open a node.
+fn to_open(node: &Node, error: &io::Error) -> Vec<String> {
     let path = &node.path;
-    let is_cdev = path.starts_with("/dev/vfio/devices/");
-    let subsystem = if is_cdev { "vfio-dev" } else { "vfio" };
-    if error.kind() == io::ErrorKind::NotFound {
-        // In a container the engine makes the nodes.
-        let name = path.rsplit('/').next().unwrap_or_default();
-        return check
-            .remedy(format!("udevadm trigger --action=add /sys/class/{subsystem}/{name}"))
-            .remedy(format!("docker run --device {path} ..."));
+    if error.kind() != io::ErrorKind::NotFound {
+        return vec![format!("chown {} {path}", user())];
     }
-    check.remedy(format!("sudo chown {user} {path}")).remedy(format!(
-        "echo 'SUBSYSTEM==\"{subsystem}\", OWNER=\"{user}\"' | sudo tee -a /etc/udev/rules.d/90-vfio-ccw.rules"
-    ))
+    let class = if path.starts_with("/dev/vfio/devices/") { "vfio-dev" } else { "vfio" };
+    let name = path.rsplit('/').next().unwrap_or_default();
+    // In a container its engine makes the nodes.
+    vec![
+        format!("udevadm trigger --action=add /sys/class/{class}/{name}"),
+        format!("docker run --device {path} ..."),
+    ]
+}
+
+fn user() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// What lets this user open nodes also after they were made anew.
+fn ownership(set_up: &[&Subchannel], parts: &Parts) -> Option<Check> {
+    let mut mdevs = set_up.iter().flat_map(|subchannel| &subchannel.mdevs);
+    if !mdevs.any(|mdev| mdev.is_forbidden(parts)) {
+        return None;
+    }
+    let rules = "/etc/udev/rules.d/90-vfio-ccw.rules";
+    let found =
+        "chown lasts until a node is made anew; a rule gives all nodes of VFIO to this user";
+    let rule = format!("echo 'SUBSYSTEM==\"vfio|vfio-dev\", OWNER=\"{}\"' > {rules}", user());
+    let reload = "udevadm control --reload && udevadm trigger --action=add -s vfio -s vfio-dev";
+    Some(Check::note("ownership", found).remedy(rule).remedy(reload))
 }
 
 /// All subchannels of a machine, and what was found.
@@ -268,6 +294,7 @@ impl Subchannels {
         let (set_up, others): (Vec<_>, Vec<_>) = all.iter().partition(|it| it.is_set_up());
         let mut checks = vec![overview(tree, &all, &set_up, &others)];
         checks.extend(set_up.iter().map(|subchannel| subchannel.check(parts)));
+        checks.extend(ownership(&set_up, parts));
         checks.extend(listed(&others));
         Subchannels {
             checks,
