@@ -50,23 +50,22 @@ use tree::Tree;
 
 /// Look at this machine: what can run here, what is missing, and what to type.
 #[derive(Debug, clap::Args)]
-#[command(
-    long_about = "Says whether this machine can run software devices, and devices of the kernel's vfio-ccw; for what \
-                  is missing or could be better, it says what to type. Changes nothing and opens no device; whether \
-                  somebody else has a device open, or a control group forbids it, is not known before it is opened.",
-    after_help = "Examples:\n  \
+#[command(after_help = "Examples:\n  \
         vfio-ccw doctor                          a list, and a line for each kind of device\n  \
         sudo -u qemu vfio-ccw doctor             what another user may use\n  \
         vfio-ccw doctor --json | jq -r '.kernel.checks[].remedy[]'\n\n\
-        Verdicts: ok; note: worth knowing; warning: works, not as well as it could; missing: something does\n\
-        not work without it. What is to be typed needs root, but for ulimit, sudo and docker.\n\n\
-        --json prints {software: {usable, summary, checks}, kernel: {usable, summary, checks, set_up, ready,\n\
-        subchannels}}. A check has name, verdict, found, and remedy, a list of lines to type. A subchannel has\n\
-        subchannel, device, driver, device_driver, online, usable, mdevs; an mdev has uuid, group and cdev,\n\
-        each null or {path, usable, error}.\n\n\
-        Exit status: 0 software devices can run, and so can all devices that are set up for vfio_ccw; 1 one of\n\
-        them cannot; 2 could not be done as asked."
-)]
+        It changes nothing and opens no device: whether somebody else has one open, or a control\n\
+        group forbids it, is not known before it is opened.\n\n\
+        Verdicts: ok; note: worth knowing; warning: works, not as well as it could; missing:\n\
+        something does not work without it. What is to be typed needs root, but for ulimit, sudo\n\
+        and docker.\n\n\
+        --json prints {software: {usable, summary, checks},\n               \
+        kernel: {usable, summary, checks, set_up, ready, subchannels}}\n\
+        A check has name, verdict, found, and remedy, a list of lines to type. A subchannel has\n\
+        subchannel, device, driver, device_driver, online, usable, mdevs; an mdev has uuid, group\n\
+        and cdev, each of these null or {path, usable, error}.\n\n\
+        Exit status: 0 software devices can run, and so can all devices that are set up for\n\
+        vfio_ccw; 1 one of them cannot; 2 could not be done as asked.")]
 pub(super) struct Doctor {
     /// Print one JSON object instead of text.
     #[arg(long)]
