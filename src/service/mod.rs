@@ -333,6 +333,10 @@ impl Drop for Service {
         for shard in &mut self.shards {
             shard.end();
         }
+        // Subchannels know the table, which knows them.
+        self.table.all().for_each(|shared| {
+            self.table.remove(&shared);
+        });
         self.aside.finish();
     }
 }
