@@ -47,16 +47,6 @@ pub(super) struct Type1Info {
     pub(super) pad: u32,
 }
 
-/// `struct vfio_info_cap_header`.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub(super) struct CapabilityHeader {
-    pub(super) id: u16,
-    pub(super) version: u16,
-    /// Where in the answer the next capability is; 0 for none.
-    pub(super) next: u32,
-}
-
 /// `struct vfio_iommu_type1_dma_map`.
 #[derive(Debug)]
 #[repr(C)]
@@ -134,7 +124,6 @@ struct IoasUnmap {
 const _: () = {
     assert!(size_of::<Type1Info>() == 24 && offset_of!(Type1Info, cap_offset) == 16);
     assert!(offset_of!(Type1Info, iova_pgsizes) == 8);
-    assert!(size_of::<CapabilityHeader>() == 8 && offset_of!(CapabilityHeader, next) == 4);
     assert!(size_of::<DmaMap>() == 32 && offset_of!(DmaMap, vaddr) == 8);
     assert!(offset_of!(DmaMap, iova) == 16 && offset_of!(DmaMap, size) == 24);
     assert!(size_of::<DmaUnmap>() == 24 && offset_of!(DmaUnmap, iova) == 8);

@@ -1,5 +1,6 @@
 //! What "pinned" means: one answer a back end, each named for what it really does.
 
+pub mod capability;
 #[cfg(test)]
 mod contract;
 #[cfg(test)]

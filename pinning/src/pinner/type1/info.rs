@@ -5,12 +5,11 @@ use std::mem::size_of;
 
 use zerocopy::FromBytes;
 
-use crate::pinner::ioctl::{CapabilityHeader, Type1Info};
+use crate::pinner::capability;
+use crate::pinner::ioctl::Type1Info;
 
 /// Bytes of the shortest answer: no capabilities.
 pub(super) const LEAST: usize = size_of::<Type1Info>();
-/// Bytes that an answer is worth. Linux needs some hundred; ranges of IOVAs make it longer.
-const MOST: usize = 64 << 10;
 
 /// `VFIO_IOMMU_INFO_CAPS`: there are capabilities.
 const HAS_CAPABILITIES: u32 = 1 << 1;
@@ -20,49 +19,28 @@ const WINDOWS_LEFT: u16 = 3;
 /// Asks with `ask`, which fills its bytes with an answer that begins with a [`Type1Info`], until
 /// the whole answer fits. `None` where it does not say how many windows are left.
 pub(super) fn windows_left(
-    mut ask: impl FnMut(&mut [u8]) -> io::Result<()>,
+    ask: impl FnMut(&mut [u8]) -> io::Result<()>,
 ) -> io::Result<Option<u32>> {
-    let mut answer = vec![0; 512];
-    loop {
-        ask(&mut answer)?;
-        let Ok((info, _)) = Type1Info::read_from_prefix(&answer) else {
-            return Ok(None);
-        };
-        let needed = info.argsz as usize;
-        if needed <= answer.len() {
-            return Ok(in_chain(&answer, &info));
-        }
-        if needed > MOST {
-            return Ok(None);
-        }
-        // Longer each time round, and never longer than MOST: this ends.
-        answer = vec![0; needed];
-    }
+    let answer = capability::whole_answer(512, ask)?;
+    Ok(answer.and_then(|answer| {
+        let (info, _) = Type1Info::read_from_prefix(&answer).ok()?;
+        in_chain(&answer, &info)
+    }))
 }
 
-/// Follows the chain of capabilities. Offsets count from the start of the answer.
+/// Follows the chain of capabilities.
 fn in_chain(answer: &[u8], info: &Type1Info) -> Option<u32> {
     if info.flags & HAS_CAPABILITIES == 0 {
         return None;
     }
-    let mut at = info.cap_offset as usize;
-    // A chain has no more links than headers fit in the answer: one that has runs in a circle.
-    for _ in 0..answer.len() / size_of::<CapabilityHeader>() {
-        if at < LEAST {
-            return None;
-        }
-        let (header, body) = CapabilityHeader::read_from_prefix(answer.get(at..)?).ok()?;
-        if header.id == WINDOWS_LEFT {
-            return u32::read_from_prefix(body).ok().map(|(windows, _)| windows);
-        }
-        at = header.next as usize;
-    }
-    None
+    let body = capability::find(answer, LEAST, info.cap_offset, WINDOWS_LEFT)?;
+    u32::read_from_prefix(body).ok().map(|(windows, _)| windows)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pinner::capability::CapabilityHeader;
     use proptest::prelude::*;
     use zerocopy::IntoBytes;
 
@@ -151,7 +129,7 @@ mod tests {
             Ok(())
         });
         assert_eq!(left.unwrap(), None);
-        assert_eq!(asked, MOST / 4096);
+        assert_eq!(asked, (64 << 10) / 4096);
     }
 
     proptest! {
