@@ -286,7 +286,7 @@ impl Context {
             return rules.clone();
         }
         let (limits, keys) = (self.plan.limits, self.plan.keys.clone());
-        let rules = Arc::new(Rules { limits, class, policy, keys });
+        let rules = Arc::new(Rules { limits, class, policy, keys, pins_areas: false });
         if is_plain {
             known.push(rules.clone());
         }

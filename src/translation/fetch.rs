@@ -439,6 +439,14 @@ impl Fetch<'_> {
             self.push_stop(program, ccw.flags, ccw.count, Cause::Program);
             return Flow::End;
         }
+        if self.rules.pins_areas
+            && (movement.moves || alone.moves)
+            && let Some(cause) = Cause::of_area(&program.idaws[list..])
+        {
+            program.idaws.truncate(list);
+            self.push_stop(program, ccw.flags, ccw.count, cause);
+            return Flow::End;
+        }
         if !self.rules.policy.is_empty() {
             shadow.command = self.judge(program, ccw, list);
         }
@@ -680,6 +688,39 @@ mod tests {
         map.write(0xfff8, &0x1000u64.to_be_bytes());
         let (program, _) = fetch(&map, Orb::new(0x100));
         assert_eq!(iovas(&program)[1], UNMAPPED_IOVA, "the list runs out of memory");
+    }
+
+    #[test]
+    fn a_driver_that_pins_first_finds_no_area_that_is_not_all_there() {
+        let map = guest();
+        let rules = Rules { pins_areas: true, ..Rules::default() };
+        let (mut program, mut hold) = (Program::default(), Hold::default());
+        let ida = CcwFlags::INDIRECT;
+        map.write(0x200, &0x1000u64.to_be_bytes());
+        map.write(0x208, &0x7fff_0000u64.to_be_bytes());
+        let areas = [
+            Ccw::new(command::FBA_READ, 0xf800, 0x1000),
+            Ccw::new(command::FBA_READ, 0x7000_0000, 1),
+            Ccw::new(command::FBA_WRITE, 0x200, 0x1800).with(ida),
+            Ccw::new(command::SENSE, 0x7000_0000, 1),
+        ];
+        for area in areas {
+            put(&map, 0x100, &[Ccw::new(0x07, 0x1000, 4).with(CC), area]);
+            hold.clear();
+            program.fetch(&Orb::new(0x100), &map, &rules, &mut hold);
+            assert_eq!(program.ccws[1], stop(), "{area:?}");
+            assert_eq!(iovas(&program), [0x1000 + GUEST_IOVA], "{area:?}");
+            assert_eq!(program.stops[0].count, area.count);
+        }
+        // Where no data moves, nothing is pinned.
+        let nop = Ccw::new(command::NOP, 0x7000_0000, 1);
+        let skip = Ccw::new(command::FBA_READ, 0x7000_0000, 1).with(CcwFlags::SKIP);
+        for still in [nop, skip] {
+            put(&map, 0x100, &[still]);
+            hold.clear();
+            program.fetch(&Orb::new(0x100), &map, &rules, &mut hold);
+            assert_eq!(program.ccws[0].command, still.command);
+        }
     }
 
     #[test]

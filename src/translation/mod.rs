@@ -85,6 +85,10 @@ pub struct Rules {
     pub policy: Policy,
     /// Storage keys; without them keys are not checked.
     pub keys: Option<Arc<dyn StorageKeys>>,
+    /// The driver pins the area of every command before the program starts, as the kernel's does, and
+    /// refuses the program where it cannot. Then the channel stops at a command whose area is not all
+    /// there, before it moves any of its data, and what comes before that command runs.
+    pub pins_areas: bool,
 }
 
 impl Default for Rules {
@@ -95,6 +99,7 @@ impl Default for Rules {
             class: DeviceClass::Other,
             policy: Policy::default(),
             keys: None,
+            pins_areas: false,
         }
     }
 }

@@ -199,6 +199,7 @@ impl Fetch<'_> {
         if list + most * 8 > region.end() {
             return false;
         }
+        let before = program.idaws.len();
         let (host, mut offset) = (region.host(), (list - region.start()) as usize);
         let mut address = load(&host, offset);
         let mut words = ((address & within) + u64::from(ccw.count) + within) >> FRAME_SHIFT;
@@ -214,6 +215,11 @@ impl Fetch<'_> {
             if address & within != 0 {
                 break;
             }
+        }
+        if self.rules.pins_areas {
+            // The list is read anew, and what was read of it is forgotten.
+            program.idaws.truncate(before);
+            return false;
         }
         // Nothing behind it can be reached, but the list keeps its length.
         program.idaws.extend((0..words).map(|_| UNMAPPED_IOVA.to_be_bytes()));

@@ -1,6 +1,7 @@
 //! The snapshot of one channel program: what was read from the guest, once.
 
 use crate::architecture::{CcwFlags, Orb, command};
+use crate::shadow::{PROTECTED_IOVA, UNMAPPED_IOVA};
 
 use super::Verdict;
 
@@ -129,6 +130,17 @@ pub(super) enum Cause {
     Protection,
     /// The policy refused the command.
     Refused(Verdict),
+}
+
+impl Cause {
+    /// Why a data area with these words, big-endian, cannot be reached as a whole; `None` if it can.
+    pub(super) fn of_area(words: &[[u8; 8]]) -> Option<Cause> {
+        words.iter().find_map(|word| match u64::from_be_bytes(*word) & !0xfff {
+            UNMAPPED_IOVA => Some(Cause::Program),
+            PROTECTED_IOVA => Some(Cause::Protection),
+            _ => None,
+        })
+    }
 }
 
 /// A CCW of the shadow at which the channel stops, and what the guest is to see then.

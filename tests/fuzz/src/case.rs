@@ -143,6 +143,7 @@ impl Case {
             class: class(options >> 4),
             policy,
             keys: keys.map(|keys| Arc::new(keys) as _),
+            pins_areas: false,
         };
         let refuses = !rules.policy.is_empty();
         Case { orb, script, resumes, rules, keys, wide, refuses, extents }
