@@ -88,6 +88,10 @@ counters! {
             "Clear functions that were performed.";
         Intermediate intermediate "vfio_ccw_intermediate_status_total"
             "Program-controlled interruptions that were presented while their program went on.";
+        Unsolicited unsolicited "vfio_ccw_unsolicited_status_total"
+            "Times a device of the host's presented status of its own accord.";
+        Requests requests "vfio_ccw_device_requests_total"
+            "Times the host wanted a device back.";
         Interrupts interrupts "vfio_ccw_interrupts_total"
             "Device interrupts that a shard handled.";
         WastedPolls wasted_polls "vfio_ccw_wasted_polls_total"

@@ -130,6 +130,21 @@ impl Pmcw {
         }
     }
 
+    /// The same word with the channel paths of `other`: those that there are, their masks and their
+    /// identifiers.
+    pub fn with_paths_of(mut self, other: &Pmcw) -> Self {
+        (self.lpm, self.pim, self.chpid) = (other.lpm, other.pim, other.chpid);
+        self.with_path_states_of(other)
+    }
+
+    /// The same word with what is known of its paths elsewhere: not operational, last used, operational,
+    /// available.
+    pub fn with_path_states_of(mut self, other: &Pmcw) -> Self {
+        (self.pnom, self.lpum) = (other.pnom, other.lpum);
+        (self.pom, self.pam) = (other.pom, other.pam);
+        self
+    }
+
     /// Flags.
     pub fn flags(&self) -> PmcwFlags {
         PmcwFlags::from_bits_truncate(self.flags.get())

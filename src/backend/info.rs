@@ -97,8 +97,11 @@ pub struct DeviceInfo {
 }
 
 impl DeviceInfo {
-    const RESET: u32 = 1 << 0;
-    const CCW: u32 = 1 << 4;
+    /// In [`DeviceInfo::flags`]: it can be reset (`VFIO_DEVICE_FLAGS_RESET`).
+    pub const RESET: u32 = 1 << 0;
+
+    /// In [`DeviceInfo::flags`]: it is one of channel I/O (`VFIO_DEVICE_FLAGS_CCW`).
+    pub const CCW: u32 = 1 << 4;
 
     /// That of every vfio-ccw device.
     pub fn ccw() -> Self {
@@ -251,6 +254,9 @@ pub struct IrqInfo {
 }
 
 impl IrqInfo {
+    /// In [`IrqInfo::flags`]: it is signalled through an eventfd (`VFIO_IRQ_INFO_EVENTFD`).
+    pub const EVENTFD: u32 = 1 << 0;
+
     /// The answer for interrupt `index`.
     ///
     /// # Errors
@@ -261,7 +267,12 @@ impl IrqInfo {
             return Err(Errno::INVALID);
         }
         let argsz = size_of::<IrqInfo>() as u32;
-        Ok(IrqInfo { argsz: argsz.into(), flags: 1.into(), index: index.into(), count: 1.into() })
+        Ok(IrqInfo {
+            argsz: argsz.into(),
+            flags: IrqInfo::EVENTFD.into(),
+            index: index.into(),
+            count: 1.into(),
+        })
     }
 }
 

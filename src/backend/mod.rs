@@ -6,6 +6,8 @@
 //! | software channel subsystem in this process, driven by whoever waits for it | `in_process.rs` |
 //! | the same, running on its own and signalling an eventfd | `signalled.rs` |
 //! | what both share with their starter | `port.rs` |
+//! | devices of the kernel's vfio-ccw | `kernel/` |
+//! | driving a device over regions and interrupts that somebody else serves | `regions.rs`, `passthrough.rs` |
 //!
 //! [`VfioDevice`] (`vfio_device.rs`) is the software channel subsystem as a whole VFIO device, for users of
 //! the kernel's interface: its ioctls, its four regions and its three interrupts. How it compares with
@@ -15,8 +17,11 @@ mod channel_reports;
 mod in_process;
 mod info;
 mod irqs;
+pub mod kernel;
+mod passthrough;
 mod port;
 pub mod region;
+mod regions;
 mod signalled;
 mod vfio_device;
 mod windows;
@@ -33,7 +38,9 @@ use crate::channel_subsystem::{DeviceState, DeviceStateError, DmaSpace, Entry};
 pub use in_process::InProcess;
 pub use info::{DeviceInfo, IrqInfo, RegionIndex, RegionInfo, RegionType};
 pub use irqs::{Irq, IrqData, IrqSet, IrqSetFlags};
+pub(crate) use passthrough::{Host, Passthrough};
 pub use region::{AsyncRegion, CrwRegion, IoRegion, SchibRegion};
+pub(crate) use regions::Regions;
 pub(crate) use signalled::Signalled;
 pub use vfio_device::VfioDevice;
 
@@ -43,6 +50,8 @@ pub use vfio_device::VfioDevice;
 pub struct Errno(pub i32);
 
 impl Errno {
+    /// The driver is in the region at this moment.
+    pub const AGAIN: Errno = Errno(libc::EAGAIN);
     /// A program is running already.
     pub const BUSY: Errno = Errno(libc::EBUSY);
     /// Not a request that can be made this way.
@@ -51,6 +60,14 @@ impl Errno {
     pub const INVALID: Errno = Errno(libc::EINVAL);
     /// The device is not there any more.
     pub const NO_DEVICE: Errno = Errno(libc::ENODEV);
+    /// A start that was not made, as the program was halted or cleared before.
+    pub(crate) const CANCELED: Errno = Errno(libc::ECANCELED);
+
+    /// Whether the same may go well a little later: the region is in use, or status is on its way.
+    pub(crate) fn passes(self) -> bool {
+        matches!(self.0, libc::EAGAIN | libc::EBUSY | libc::EINTR)
+    }
+
     /// The device does no I/O any more.
     pub const IO: Errno = Errno(libc::EIO);
     /// Something is mapped there already.
@@ -72,8 +89,8 @@ pub(crate) trait Backend {
     /// The memory that programs reach from now on; none is running.
     fn see(&mut self, memory: &Arc<DmaSpace>);
 
-    /// What the device keeps between programs; none is running.
-    fn save(&self) -> DeviceState;
+    /// What the device keeps between programs; none is running. `None`: nobody knows.
+    fn save(&self) -> Option<DeviceState>;
 
     /// The device, which is new, goes on from what another one of its kind kept.
     fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError>;
@@ -101,6 +118,25 @@ pub(crate) trait Backend {
     /// HALT or CLEAR SUBCHANNEL: the program that runs comes to an end, of which the I/O interrupt
     /// tells.
     fn stop(&mut self, function: Function);
+
+    /// No program runs: sees what the device has to say by itself, and gives unsolicited status to `tell`,
+    /// which says whether it could be told; if not, it comes again. Wakes the task when there is more.
+    fn poll_idle(&mut self, _cx: &mut Context<'_>, _tell: &mut dyn FnMut(&IrbHead) -> bool) {}
+
+    /// Whether the device performs HALT and CLEAR itself, also where no program runs.
+    fn performs_functions(&self) -> bool {
+        false
+    }
+
+    /// Whether the device can run a program straight from guest memory.
+    fn runs_unfetched(&self) -> bool {
+        true
+    }
+
+    /// No program runs: waits until the device has performed `function`.
+    fn poll_function(&mut self, _cx: &mut Context<'_>, _function: Function) -> Poll<()> {
+        Poll::Ready(())
+    }
 
     /// Whatever the program waits for outside will not come: it ends, or goes on by itself to its end.
     fn release(&mut self);

@@ -8,7 +8,7 @@ use std::fmt;
 use zerocopy::native_endian::{I32, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::architecture::{Crw, Irb, Orb, Schib, Scsw, ScswFlags};
+use crate::architecture::{Crw, Function, Irb, Orb, Schib, Scsw, ScswFlags};
 use crate::channel_subsystem::Entry;
 
 /// I/O region (124 bytes): a write starts a program, a read shows the last IRB.
@@ -96,6 +96,15 @@ impl AsyncRegion {
     pub const HALT: u32 = 1;
     /// CLEAR SUBCHANNEL.
     pub const CLEAR: u32 = 2;
+
+    /// A region that asks for `function`.
+    pub fn ask(function: Function) -> Self {
+        let command = match function {
+            Function::Halt => AsyncRegion::HALT,
+            Function::Clear => AsyncRegion::CLEAR,
+        };
+        AsyncRegion { command: command.into(), ret_code: 0.into() }
+    }
 }
 
 /// SCHIB region (52 bytes), read only.

@@ -76,8 +76,8 @@ impl Backend for Signalled {
         self.port.set_memory(memory.clone());
     }
 
-    fn save(&self) -> DeviceState {
-        self.keeps.save()
+    fn save(&self) -> Option<DeviceState> {
+        Some(self.keeps.save())
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {

@@ -9,7 +9,7 @@ use vfio_ccw_metrics::DeviceClass;
 use vfio_ccw_queues::submission::Intake;
 
 use crate::architecture::Orb;
-use crate::backend::{Backend, InProcess, Signalled};
+use crate::backend::{Backend, Host, InProcess, Passthrough, Regions, Signalled, kernel};
 use crate::channel_subsystem::{Device, DeviceState, DeviceStateError, Fba, Null};
 use crate::subchannel::{Origin, Request, Shared, Tag};
 use crate::translation::Policy;
@@ -17,6 +17,7 @@ use crate::volume::{FileIo, Spans, Volume};
 
 use super::context::Context;
 use super::delivery::Delivery;
+use super::listener::Listener;
 use super::mode_switch::Pinning;
 use super::queue::Queue;
 use super::runner::Runner;
@@ -33,7 +34,14 @@ pub enum DeviceSpec {
     Fba(Arc<Volume>),
     /// A model of the VMM's own: [`DeviceSpec::model`].
     Model(Model),
+    /// A device of the host's: [`DeviceSpec::kernel`].
+    Kernel(HostDevice),
 }
+
+/// A device of the host's on its way to a shard. It is closed when it is detached, and every copy of this
+/// is gone.
+#[derive(Clone, Debug)]
+pub struct HostDevice(pub(super) Arc<kernel::Device>);
 
 /// How a device model of the VMM's own comes to a shard.
 #[derive(Clone)]
@@ -101,11 +109,17 @@ impl DeviceSpec {
         DeviceSpec::Model(Model { class, place: Arc::new(place) })
     }
 
+    /// A device of the kernel's vfio-ccw, of the address space that the service was built with.
+    pub fn kernel(device: kernel::Device) -> Self {
+        DeviceSpec::Kernel(HostDevice(Arc::new(device)))
+    }
+
     fn class(&self) -> DeviceClass {
         match self {
             DeviceSpec::Null => DeviceClass::Null,
             DeviceSpec::Fba(_) => DeviceClass::Fba,
             DeviceSpec::Model(model) => model.class,
+            DeviceSpec::Kernel(device) => device.0.class(),
         }
     }
 }
@@ -130,6 +144,8 @@ pub(super) struct Attachment {
     pub(super) pinning: Pinning,
     /// Most bytes that are pinned for one program.
     pub(super) share: Option<u64>,
+    /// What completions with unsolicited status carry.
+    pub(super) unsolicited: Option<u64>,
     pub(super) restored: Option<(Restored, Restoring)>,
 }
 
@@ -142,12 +158,14 @@ pub(super) struct Restoring {
 
 /// Starts the task of a subchannel.
 pub(super) fn attach(context: &Rc<Context>, attachment: Attachment) {
-    let Attachment { shared, intake, device, policy, pinning, share, restored } = attachment;
+    let Attachment { shared, intake, device, policy, pinning, share, unsolicited, restored } =
+        attachment;
     let runner = Runner::new(&shared);
     context.seat(shared.bit(), runner.clone());
     let outbox = context.outbox_of(shared.delivery());
     let is_by_instruction = matches!(shared.delivery(), Delivery::Interrupt(_));
-    let rules = context.rules(device.class(), policy);
+    let pins_areas = matches!(device, DeviceSpec::Kernel(_));
+    let rules = context.rules(device.class(), policy, pins_areas);
     let view = RefCell::new(context.view());
     let pinning = RefCell::new(pinning);
     let (suspended, starts, restoring) = match restored {
@@ -182,6 +200,7 @@ pub(super) fn attach(context: &Rc<Context>, attachment: Attachment) {
         view,
         pinning,
         share,
+        unsolicited,
     };
     match device {
         DeviceSpec::Null => start(seat, Null::default(), restoring),
@@ -193,6 +212,26 @@ pub(super) fn attach(context: &Rc<Context>, attachment: Attachment) {
             start(seat, Fba::new(io, volume.blocks(), volume.is_read_only()), restoring);
         }
         DeviceSpec::Model(model) => (model.place)(seat, restoring),
+        DeviceSpec::Kernel(device) => start_host(seat, device.0, restoring),
+    }
+}
+
+/// Starts the task of a device of the host's, and the one that listens to the host.
+fn start_host<R: Regions>(seat: task::Seat, regions: Arc<R>, restoring: Option<Restoring>) {
+    // Its histograms are made now, not in the middle of the first request.
+    let _ = seat.context.metrics.class(regions.class());
+    let host = Rc::new(Host::default());
+    let device = Passthrough::new(regions.clone(), host.clone())
+        .and_then(|device| Ok((device, Listener::new(&regions, host, &seat)?)));
+    match device {
+        Ok((device, listener)) => {
+            let device = device.with_listener(listener.spawn());
+            run(seat, device, restoring);
+        }
+        Err(error) => {
+            tracing::error!(%error, "the interrupts of a device cannot be watched: its subchannel is not operational");
+            seat.runner.clone().spawn(task::run_absent(seat));
+        }
     }
 }
 

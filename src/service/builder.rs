@@ -15,6 +15,7 @@ use vfio_ccw_queues::WaitStrategy;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::architecture::Crw;
+use crate::backend::kernel::{AddressSpace, Interface, SpaceError};
 use crate::channel_subsystem::WindowError;
 use crate::subchannel::{Interruptions, MOST_STARTS, Reports, Table};
 use crate::translation::{Limits, StorageKeys};
@@ -108,6 +109,17 @@ pub enum ServiceError {
     /// A metric of this name is there already.
     #[error(transparent)]
     Gauge(#[from] GaugeError),
+    /// The host's devices cannot be shown memory.
+    #[error(transparent)]
+    AddressSpace(#[from] SpaceError),
+    /// An address space and the pinner *registered* were chosen.
+    #[error(
+        "with an address space, pages are pinned by {interface}: do not choose the pinner registered"
+    )]
+    TwoPinners {
+        /// What the address space is of.
+        interface: Interface,
+    },
 }
 
 /// What a service is made of. Every setter has a default that suits a first try.
@@ -131,6 +143,7 @@ pub struct ServiceBuilder {
     wait: WaitStrategy,
     registry: Registry,
     reports: ReportTrigger,
+    space: Option<AddressSpace>,
 }
 
 /// Who is told of channel reports.
@@ -164,6 +177,7 @@ impl Default for ServiceBuilder {
             wait: WaitStrategy::default(),
             registry: Registry::new(),
             reports: ReportTrigger::default(),
+            space: None,
         }
     }
 }
@@ -228,6 +242,14 @@ impl ServiceBuilder {
     /// What pins pages. Default resident.
     pub fn pinner(mut self, pinner: PinnerChoice) -> Self {
         self.pinner = pinner;
+        self
+    }
+
+    /// For devices of the host's: they see guest memory through windows in `space`, and those are what is
+    /// pinned, with pinner `type1` or `iommufd`, for all devices of the service. A container must have a
+    /// device in it by now. Default: none, and no such device can be attached.
+    pub fn address_space(mut self, space: AddressSpace) -> Self {
+        self.space = Some(space);
         self
     }
 
@@ -317,9 +339,13 @@ impl ServiceBuilder {
         let driver = self.driver.decide().map_err(ServiceError::IoUring)?;
         let options = PoolOptions { self_check: self.self_check, max_memory: self.max_memory };
         let registered = self.registered(driver)?;
-        let pinner: Box<dyn Pinner> = match &registered {
-            Some(registered) => Box::new(registered.clone()),
-            None => Box::new(Resident),
+        let pinner: Box<dyn Pinner> = match (&registered, &self.space) {
+            (Some(_), Some(space)) => {
+                return Err(ServiceError::TwoPinners { interface: space.interface() });
+            }
+            (Some(registered), None) => Box::new(registered.clone()),
+            (None, Some(space)) => space.pinner()?,
+            (None, None) => Box::new(Resident),
         };
         let pool = Arc::new(Pool::with_options(map.clone(), pinner, budget, options)?);
         let workers = match driver {
@@ -340,6 +366,8 @@ impl ServiceBuilder {
             interrupts: self.interrupts,
             wait: self.wait.on_this_machine(),
             workers: workers.clone(),
+            reports: Arc::new(Reports::new(self.reports.0)),
+            space: self.space.clone(),
         };
         let table = Arc::new(Table::new(self.subchannels * self.shards));
         register_gauges(&self.registry, &pool)?;
@@ -360,8 +388,9 @@ impl ServiceBuilder {
             ring_entries: self.ring_entries,
             interruptions: Arc::new(Interruptions::new(table.clone())),
             table: table.clone(),
-            reports: Arc::new(Reports::new(self.reports.0)),
+            reports: plan.reports.clone(),
             rest: Mutex::default(),
+            space: self.space,
         };
         for shard in 0..self.shards {
             let metrics = service.registry.shard(shard.to_string());
@@ -406,7 +435,7 @@ impl ServiceBuilder {
 
     /// Whether each frame counts by itself: not where the whole guest is locked, which is one mapping.
     fn frames_are_spread(&self) -> bool {
-        self.mode != Mode::Pinned || self.pinner == PinnerChoice::Registered
+        self.mode != Mode::Pinned || self.pinner == PinnerChoice::Registered || self.space.is_some()
     }
 
     /// The frame size where none was chosen: with small frames spread over the guest, each is a
@@ -428,6 +457,10 @@ impl ServiceBuilder {
             (None, Mode::Pinned) => guest,
             (None, _) => Self::DEFAULT_BUDGET.min(guest.max(FRAME)),
         };
+        if self.space.is_some() {
+            // Windows lock nothing: the driver does, page by page, for the programs that run.
+            return Ok(wanted);
+        }
         let memlock = Memlock::of_this_process().map_err(ServiceError::Process)?;
         let (Some(limit), Some(room)) = (memlock.limit, memlock.room()) else {
             return Ok(wanted);

@@ -194,6 +194,14 @@ impl Context {
         self.wake_dispatcher();
     }
 
+    /// The device of `shared` is gone, as the host wants: as if it had been detached.
+    pub(super) fn give_up(&self, shared: &Arc<Shared>) {
+        shared.leave();
+        if self.common.table.remove(shared) {
+            self.plan.reports.report_subchannel(shared.cell().id());
+        }
+    }
+
     /// Subchannels on this shard.
     pub(super) fn live(&self) -> usize {
         self.live.get()
@@ -279,14 +287,15 @@ impl Context {
 
     /// What programs of a device are held to. Devices without a policy share theirs, and the cache lines
     /// that it is in.
-    pub(super) fn rules(&self, class: DeviceClass, policy: Policy) -> Arc<Rules> {
+    pub(super) fn rules(&self, class: DeviceClass, policy: Policy, pins_areas: bool) -> Arc<Rules> {
         let is_plain = policy.is_empty();
         let mut known = self.rules.borrow_mut();
-        if let Some(rules) = known.iter().find(|rules| is_plain && rules.class == class) {
+        let is_same = |rules: &&Arc<Rules>| rules.class == class && rules.pins_areas == pins_areas;
+        if is_plain && let Some(rules) = known.iter().find(is_same) {
             return rules.clone();
         }
         let (limits, keys) = (self.plan.limits, self.plan.keys.clone());
-        let rules = Arc::new(Rules { limits, class, policy, keys, pins_areas: false });
+        let rules = Arc::new(Rules { limits, class, policy, keys, pins_areas });
         if is_plain {
             known.push(rules.clone());
         }

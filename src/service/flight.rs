@@ -183,7 +183,7 @@ impl<'a> Passage<'a> {
     pub(super) fn prepare<B: Backend>(&mut self, backend: &mut B) -> Next {
         if !self.orb.flags().contains(OrbFlags::PREFETCH) {
             match self.seat().context.plan.unfetched {
-                Unfetched::Execute => self.unfetched = true,
+                Unfetched::Execute => self.unfetched = backend.runs_unfetched(),
                 Unfetched::Prefetch => {}
                 Unfetched::Refuse => {
                     self.count_unfetched();
@@ -365,7 +365,7 @@ impl<'a> Passage<'a> {
         }
         Poll::Ready(match ended {
             Ok(()) => self.arrive(backend),
-            Err(errno) => self.refused(errno.into()),
+            Err(errno) => self.arrive_without_status(errno),
         })
     }
 
@@ -382,8 +382,10 @@ impl<'a> Passage<'a> {
         if self.seat().shared.is_leaving() {
             backend.release();
         }
-        if self.stopping.is_none()
+        // CLEAR goes further than the HALT before it.
+        if self.stopping != Some(Function::Clear)
             && let Some(Refusal::Stopped(function)) = self.seat().stopped(self.request())
+            && self.stopping != Some(function)
         {
             self.stopping = Some(function);
             backend.stop(function);
@@ -420,6 +422,15 @@ impl<'a> Passage<'a> {
         }
         self.flight.irb = irb;
         self.arrive_unusually(backend)
+    }
+
+    /// The device could not run the program to any end.
+    #[cold]
+    fn arrive_without_status(&mut self, errno: Errno) -> Next {
+        match self.stopping.take() {
+            Some(function) if errno == Errno::CANCELED => self.refused(Refusal::Stopped(function)),
+            _ => self.refused(errno.into()),
+        }
     }
 
     #[cold]

@@ -22,6 +22,7 @@
 //! | one subchannel's task, its requests, and what runs it | `task.rs`, `queue.rs`, `flight.rs`, `runner.rs`, `attach.rs` |
 //! | what is chosen for one device; other pinners and modes | `options.rs`, `pinner.rs`, `mode_switch.rs` |
 //! | detaching | `drain.rs` |
+//! | what the host says of its devices | `listener.rs` |
 //! | rest, saving and restoring | `quiesce.rs`, `save.rs`, `state.rs` |
 //! | guest memory that comes and goes | `memory.rs`, `view.rs` |
 //! | programs that may change themselves | `unfetched.rs` |
@@ -36,6 +37,7 @@ mod drain;
 mod flight;
 mod in_flight;
 mod instructions;
+mod listener;
 mod memory;
 mod mode_switch;
 mod options;
@@ -54,13 +56,13 @@ mod unfetched;
 mod view;
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Weak, mpsc};
 
 use parking_lot::{Mutex, RwLock};
 use vfio_ccw_metrics::{Registry, Totals};
 use vfio_ccw_pinning::{GuestMap, Mode, Pool, PoolError, WholeGuest};
 
-pub use attach::{DeviceSpec, Interrupts, Model};
+pub use attach::{DeviceSpec, HostDevice, Interrupts, Model};
 pub use builder::{ServiceBuilder, ServiceError};
 pub use delivery::{Completion, Completions, Delivery, Silent, Trigger};
 pub use drain::DrainError;
@@ -75,7 +77,9 @@ pub use save::SaveError;
 pub use state::{ServiceState, StartState, StateError, SubchannelState, SuspendedState};
 pub use unfetched::Unfetched;
 
-use crate::architecture::SubchannelId;
+use crate::architecture::{Pmcw, Schib, SubchannelId};
+use crate::backend::kernel::AddressSpace;
+use crate::backend::{Errno, Regions};
 use crate::subchannel::{Interruptions, Parts, Reports, Shared, Subchannel, Table};
 use crate::volume::Workers;
 use attach::{Attachment, Restoring};
@@ -109,6 +113,8 @@ pub struct Service {
     interruptions: Arc<Interruptions>,
     reports: Arc<Reports>,
     rest: Mutex<Rest>,
+    /// What the host's devices see memory through.
+    space: Option<AddressSpace>,
 }
 
 /// Why a device cannot be attached.
@@ -139,6 +145,18 @@ pub enum AttachError {
     /// The whole guest cannot be pinned for it.
     #[error(transparent)]
     Pool(#[from] PoolError),
+    /// A device of the host's sees memory through another address space than the service's, if that has one.
+    #[error(
+        "the device was not opened in the service's address space: give that to ServiceBuilder::address_space, and open \
+         devices with AddressSpace::open"
+    )]
+    OtherAddressSpace,
+    /// A device of the host's is attached already, to this service or to another one.
+    #[error("the device is attached already: open it again")]
+    AttachedBefore,
+    /// The host does not say how its subchannel is.
+    #[error("the host's subchannel cannot be read: {0}")]
+    HostSubchannel(Errno),
     /// The shard's thread has ended.
     #[error("shard {shard} has ended: the service can attach nothing any more")]
     ShardGone {
@@ -195,6 +213,10 @@ impl Service {
             Some(state) => Some(state.check(self.ring_entries, &delivery)?),
             None => None,
         };
+        let host = match &device {
+            DeviceSpec::Kernel(device) => Some(self.check_host(device)?),
+            _ => None,
+        };
         let pinning = self.pinning(options.mode.unwrap_or(self.mode))?;
         let Some(number) = self.table.reserve(options.number) else {
             return Err(self.no_place(options.number));
@@ -208,7 +230,7 @@ impl Service {
         let id = SubchannelId::of(number);
         let (cell, fixed) = match &restored {
             Some(restored) => restored.cell(id),
-            None => options.cell(id),
+            None => options.cell(id, host.as_ref().map(|(schib, _)| schib)),
         };
         let (shared, intake) = Shared::new(Parts {
             cell,
@@ -221,6 +243,7 @@ impl Service {
             interruptions: self.interruptions.clone(),
             entries: self.ring_entries,
             mode: pinning.mode,
+            host: host.map(|(_, regions)| regions),
         });
         let share = options.budget.or(self.share);
         let policy = options.policy;
@@ -230,8 +253,16 @@ impl Service {
             let device = restored.device.clone();
             (restored, Restoring { device, answer })
         });
-        let attachment =
-            Attachment { shared: shared.clone(), intake, device, policy, pinning, share, restored };
+        let attachment = Attachment {
+            shared: shared.clone(),
+            intake,
+            device,
+            policy,
+            pinning,
+            share,
+            unsolicited: options.unsolicited,
+            restored,
+        };
         if !link.attach(attachment) {
             return Err(AttachError::ShardGone { shard });
         }
@@ -251,6 +282,24 @@ impl Service {
             self.reports.report_subchannel(id);
         }
         Ok(Subchannel::new(shared))
+    }
+
+    /// Whether a device of the host's can be attached; how its subchannel is.
+    fn check_host(&self, device: &HostDevice) -> Result<(Schib, Weak<dyn Regions>), AttachError> {
+        let device = &device.0;
+        if !self.space.as_ref().is_some_and(|space| space.is(device.address_space())) {
+            return Err(AttachError::OtherAddressSpace);
+        }
+        let schib = match device.read_schib() {
+            // A driver without the region: one path, as for a device of our own.
+            Err(Errno::NOT_SUPPORTED) => Schib::from(Pmcw::single_path(0)),
+            schib => schib.map_err(AttachError::HostSubchannel)?,
+        };
+        if !device.attach() {
+            return Err(AttachError::AttachedBefore);
+        }
+        let regions: Arc<dyn Regions> = device.clone();
+        Ok((schib, Arc::downgrade(&regions)))
     }
 
     /// A place on a shard: they take turns, unless they are full.
@@ -289,6 +338,11 @@ impl Service {
     /// When pages are pinned for a device for which nothing else was said.
     pub fn mode(&self) -> Mode {
         self.mode
+    }
+
+    /// What the host's devices see memory through, if the service was built for such devices.
+    pub fn address_space(&self) -> Option<&AddressSpace> {
+        self.space.as_ref()
     }
 
     /// What the shards' file I/O and sleeping run on.

@@ -2,7 +2,7 @@
 
 use vfio_ccw_pinning::Mode;
 
-use crate::architecture::{Pmcw, PmcwFlags, SubchannelId};
+use crate::architecture::{Pmcw, PmcwFlags, Schib, SubchannelId};
 use crate::subchannel::Cell;
 use crate::translation::Policy;
 
@@ -19,6 +19,7 @@ pub struct DeviceOptions {
     pub(super) disabled: bool,
     pub(super) hot_plugged: bool,
     pub(super) state: Option<Box<SubchannelState>>,
+    pub(super) unsolicited: Option<u64>,
 }
 
 impl DeviceOptions {
@@ -46,8 +47,15 @@ impl DeviceOptions {
 /// Where the guest finds it.
 impl DeviceOptions {
     /// The state of its subchannel, and what of its PMCW never changes.
-    pub(super) fn cell(&self, id: SubchannelId) -> (Cell, Pmcw) {
-        let fixed = Pmcw::single_path(self.devno.unwrap_or(id.number()));
+    pub(super) fn cell(&self, id: SubchannelId, host: Option<&Schib>) -> (Cell, Pmcw) {
+        let fixed = match host {
+            // Its paths are the host's, with all that belongs to them.
+            Some(host) => {
+                let devno = self.devno.map_or(host.pmcw.devno, Into::into);
+                Pmcw::single_path(devno.get()).with_paths_of(&host.pmcw)
+            }
+            None => Pmcw::single_path(self.devno.unwrap_or(id.number())),
+        };
         let enabled = if self.disabled { PmcwFlags::empty() } else { PmcwFlags::ENABLED };
         (Cell::new(id, &fixed.with(PmcwFlags::DEVICE_VALID | enabled, 0)), fixed)
     }
@@ -58,7 +66,8 @@ impl DeviceOptions {
         self
     }
 
-    /// Its device number. Default: the number of its subchannel.
+    /// Its device number. Default: the number of its subchannel; for the host's devices, that on the
+    /// host.
     pub fn devno(mut self, devno: u16) -> Self {
         self.devno = Some(devno);
         self
@@ -68,6 +77,14 @@ impl DeviceOptions {
     /// Default: it is enabled.
     pub fn disabled(mut self) -> Self {
         self.disabled = true;
+        self
+    }
+
+    /// Status that the device has of its own accord (somebody has pressed a key, a volume was mounted)
+    /// comes as a completion with this `user_data`, if results go to a ring. Default: such status is
+    /// dropped. It is for devices that are the host's; those started by instruction interrupt with it.
+    pub fn unsolicited(mut self, user_data: u64) -> Self {
+        self.unsolicited = Some(user_data);
         self
     }
 

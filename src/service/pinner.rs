@@ -1,4 +1,4 @@
-//! What pins guest pages for in-process devices.
+//! What pins guest pages, where no device of the host's does.
 
 use std::fmt;
 use std::str::FromStr;

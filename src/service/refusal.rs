@@ -58,9 +58,7 @@ impl Refusal {
             Refusal::Device(Errno(libc::ENODEV | libc::EACCES)) | Refusal::Detached => {
                 Scsw::new(ended).with_deferred_cc(3)
             }
-            Refusal::Device(_) => {
-                Scsw::new(whole).with_status(none, SubchannelStatus::INTERFACE_CONTROL_CHECK, 0)
-            }
+            Refusal::Device(errno) => Scsw::new(whole).with_status(none, channel_status(*errno), 0),
             Refusal::Stopped(function) => {
                 Scsw::new(stopped(*function)).with_flags(ScswFlags::START_FUNCTION)
             }
@@ -109,6 +107,22 @@ fn stopped(function: Function) -> ScswFlags {
             Function::Halt => ScswFlags::HALT_FUNCTION,
             Function::Clear => ScswFlags::CLEAR_FUNCTION,
         }
+}
+
+/// What a start that the device's driver refused shows as. (QEMU shows unit exception for all of these,
+/// which a guest's driver takes for something that the device has said: the table is in `docs/KERNEL.md`.)
+fn channel_status(errno: Errno) -> SubchannelStatus {
+    match errno.0 {
+        // Transport mode: an operand exception that somebody has let through.
+        libc::EOPNOTSUPP => SubchannelStatus::PROGRAM_CHECK,
+        // Memory behind a window cannot be read.
+        libc::EFAULT => SubchannelStatus::CHANNEL_DATA_CHECK,
+        // The driver cannot follow the shadow program, or has no memory for its own copy.
+        libc::EINVAL | libc::EPERM | libc::E2BIG | libc::ENOMEM => {
+            SubchannelStatus::CHANNEL_CONTROL_CHECK
+        }
+        _ => SubchannelStatus::INTERFACE_CONTROL_CHECK,
+    }
 }
 
 /// How a program that ran is counted.

@@ -206,6 +206,11 @@ impl Runner {
         urgent.iter().find(|urgent| urgent.is_after(epoch)).map(|urgent| urgent.function)
     }
 
+    /// HALT or CLEAR that comes next.
+    pub(super) fn first_urgent(&self) -> Option<Function> {
+        self.urgent.borrow().front().map(|urgent| urgent.function)
+    }
+
     pub(super) fn take_urgent(&self) -> Option<Urgent> {
         let mut urgent = self.urgent.borrow_mut();
         let first = urgent.pop_front();

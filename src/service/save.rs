@@ -25,6 +25,14 @@ pub enum SaveError {
         /// Number of the subchannel.
         number: u32,
     },
+    /// A device is the host's, and cannot be taken elsewhere.
+    #[error(
+        "the device of subchannel {number:#x} is the host's and stays where it is: detach it before"
+    )]
+    Host {
+        /// Number of the subchannel.
+        number: u32,
+    },
     /// A shard has ended, and with it what it knew.
     #[error("shard {shard} has ended: its subchannels cannot be saved")]
     ShardGone {
@@ -39,7 +47,8 @@ pub(super) struct SavedTask {
     pub(super) number: u32,
     pub(super) starts: Vec<StartState>,
     pub(super) suspended: Option<SuspendedState>,
-    pub(super) device: DeviceState,
+    /// `None`: nobody knows.
+    pub(super) device: Option<DeviceState>,
     /// Of its programs that wait, some belong to futures.
     pub(super) has_futures: bool,
 }
@@ -83,6 +92,7 @@ impl Service {
                 if *has_futures {
                     return Err(SaveError::Futures { number });
                 }
+                let Some(device) = device.clone() else { return Err(SaveError::Host { number }) };
                 let (pmcw, saved) = shared.save();
                 Ok(SubchannelState {
                     number,
@@ -93,7 +103,7 @@ impl Service {
                     told: saved.told,
                     starts: starts.clone(),
                     suspended: *suspended,
-                    device: device.clone(),
+                    device,
                 })
             })
             .collect::<Result<_, _>>()?;

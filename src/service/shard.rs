@@ -16,8 +16,9 @@ use vfio_ccw_metrics::ShardMetrics;
 use vfio_ccw_pinning::{Pool, Registered};
 use vfio_ccw_queues::WaitStrategy;
 
+use crate::backend::kernel::AddressSpace;
 use crate::shadow::Arena;
-use crate::subchannel::{Door, MAILBOX, Shared, Table};
+use crate::subchannel::{Door, MAILBOX, Reports, Shared, Table};
 use crate::translation::{Limits, StorageKeys};
 use crate::volume::{Fixed, Workers};
 
@@ -44,6 +45,9 @@ pub(super) struct Plan {
     pub(super) interrupts: Interrupts,
     pub(super) wait: WaitStrategy,
     pub(super) workers: Option<Arc<Workers>>,
+    pub(super) reports: Arc<Reports>,
+    /// What the host's devices see memory through.
+    pub(super) space: Option<AddressSpace>,
 }
 
 /// What a service sends to a shard.
@@ -136,11 +140,17 @@ impl ShardLink {
             ended: AtomicBool::new(false),
         });
         let arena = Arena::new(index, shards)?;
+        let space = plan.space.as_ref();
+        let shown = space.map(|space| space.map(arena.iova(), arena.host())).transpose();
+        let shown = shown.map_err(io::Error::other)?;
+        let mapping = arena.mapping();
         let (ready, started) = mpsc::sync_channel(1);
         let thread = thread::Builder::new().name(format!("ccw-shard-{index}")).spawn({
             let common = common.clone();
             move || {
                 let _ended = Ended(common.clone());
+                // Until no device reads a shadow any more.
+                let _shown = (shown, mapping);
                 match Runtime::new(plan.driver) {
                     Ok(runtime) => {
                         runtime.block_on(run(common, plan, layout, arena, metrics, ready))

@@ -8,6 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
+use std::task::{Context as TaskContext, Poll, ready};
 
 use crate::architecture::{Function, IrbHead, ScswFlags};
 use crate::backend::Backend;
@@ -53,6 +54,8 @@ pub(super) struct Seat {
     pub(super) pinning: RefCell<Pinning>,
     /// Most bytes that are pinned for one program.
     pub(super) share: Option<u64>,
+    /// What completions with unsolicited status carry, if a ring wants them.
+    pub(super) unsolicited: Option<u64>,
 }
 
 /// A program that a task has and that does not run.
@@ -76,9 +79,15 @@ pub(super) fn run<B: Backend>(mut seat: Seat, mut backend: B) -> impl Future<Out
         loop {
             let mut served = 0;
             seat.keep_up(&mut backend);
-            while !seat.shared.is_leaving()
-                && let Some(request) = seat.pop()
-            {
+            while !seat.shared.is_leaving() {
+                let request = match seat.next(backend.performs_functions()) {
+                    Work::Serve(request) => request,
+                    Work::Perform(function) => {
+                        poll_fn(|cx| seat.poll_function(function, &mut backend, cx)).await;
+                        continue;
+                    }
+                    Work::Nothing => break,
+                };
                 seat.keep_up(&mut backend);
                 // From here to its end, as in `flight.rs`.
                 let mut passage = Passage::of(&seat, backend.class(), request);
@@ -97,7 +106,11 @@ pub(super) fn run<B: Backend>(mut seat: Seat, mut backend: B) -> impl Future<Out
             }
             seat.rest();
             seat.expect_next();
-            poll_fn(|_| seat.runner.poll_rung()).await;
+            poll_fn(|cx| {
+                backend.poll_idle(cx, &mut |irb| seat.tell_unsolicited(irb));
+                seat.runner.poll_rung()
+            })
+            .await;
         }
     }
 }
@@ -124,26 +137,91 @@ pub(super) async fn run_absent(seat: Seat) {
     }
 }
 
+/// What a task does next.
+enum Work {
+    /// Sees a request through.
+    Serve(Request),
+    /// Waits until the device has performed HALT or CLEAR.
+    Perform(Function),
+    /// Waits.
+    Nothing,
+}
+
 impl Seat {
-    /// The next request to serve. What was halted, cleared or cancelled while it waited is over with
-    /// this.
+    /// What to do next. What was halted, cleared or cancelled while it waited is over with this.
+    /// `device_performs`: HALT and CLEAR are for the device, too.
     #[inline(always)]
-    fn pop(&self) -> Option<Request> {
+    fn next(&self, device_performs: bool) -> Work {
         loop {
             if self.runner.has_urgent()
                 || self.is_by_instruction && self.shared.cell().function_pending().is_some()
             {
-                self.perform_functions();
+                match self.first_function() {
+                    Some(function) if device_performs => return Work::Perform(function),
+                    _ => self.perform_functions(),
+                }
             }
             if self.context.hold.is_on() {
-                return None;
+                return Work::Nothing;
             }
-            let request = self.next_request()?;
+            let Some(request) = self.next_request() else { return Work::Nothing };
             match self.stopped(&request) {
-                None => return Some(request),
+                None => return Work::Serve(request),
                 Some(refusal) => self.refuse(request, refusal),
             }
         }
+    }
+
+    /// HALT or CLEAR that is performed next.
+    #[cold]
+    fn first_function(&self) -> Option<Function> {
+        match self.is_by_instruction {
+            true => self.shared.cell().function_pending().map(|(function, _)| function),
+            false => self.runner.first_urgent(),
+        }
+    }
+
+    /// Waits until the device has performed `function`, and tells of it.
+    fn poll_function<B: Backend>(
+        &self,
+        function: Function,
+        backend: &mut B,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<()> {
+        if !self.shared.is_leaving() {
+            ready!(backend.poll_function(cx, function));
+        }
+        let ended = self.ended.take();
+        match self.is_by_instruction {
+            true => self.perform_pending(function, ended.as_deref()),
+            false => {
+                if let Some(urgent) = self.runner.take_urgent() {
+                    self.perform_urgent(&urgent, ended.as_deref());
+                }
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// Unsolicited status of the device; whether it could be told, or nobody wants it.
+    #[cold]
+    fn tell_unsolicited(&self, irb: &IrbHead) -> bool {
+        let told = match (&self.outbox, self.unsolicited) {
+            _ if self.is_by_instruction => self.shared.alert(irb),
+            (Some(outbox), Some(user_data)) => {
+                let completion = Completion { user_data, subchannel: self.number, irb: *irb };
+                self.context.send(outbox, completion, None);
+                true
+            }
+            _ => {
+                tracing::debug!(subchannel = self.number, status = ?irb.scsw, "unsolicited status that nobody wants");
+                true
+            }
+        };
+        if told {
+            self.context.metrics.counters().unsolicited.add(1);
+        }
+        told
     }
 
     #[inline(always)]
@@ -190,25 +268,39 @@ impl Seat {
     pub(super) fn perform_functions(&self) {
         let ended = self.ended.take();
         if self.is_by_instruction {
-            while let Some((function, control)) = self.shared.cell().function_pending() {
-                self.count(function);
-                self.shared.perform(function, &performed(function, control, ended.as_deref()));
+            while let Some((function, _)) = self.shared.cell().function_pending() {
+                self.perform_pending(function, ended.as_deref());
             }
         }
         while let Some(urgent) = self.runner.take_urgent() {
-            // The starts that it has overtaken end before it does.
-            while let Some(request) = self.next_request() {
-                if !urgent.overtakes(&request) {
-                    self.queue.borrow_mut().put_back(request);
-                    break;
-                }
-                self.refuse(request, Refusal::Stopped(urgent.function));
-            }
-            self.count(urgent.function);
-            let active = ScswFlags::SUBCHANNEL_ACTIVE | ScswFlags::DEVICE_ACTIVE;
-            let control = if ended.is_some() { active } else { ScswFlags::empty() };
-            self.complete_urgent(&urgent, &performed(urgent.function, control, ended.as_deref()));
+            self.perform_urgent(&urgent, ended.as_deref());
         }
+    }
+
+    /// HALT or CLEAR by instruction is performed, unless it is another one by now.
+    fn perform_pending(&self, function: Function, ended: Option<&IrbHead>) {
+        if let Some((pending, control)) = self.shared.cell().function_pending()
+            && pending == function
+        {
+            self.count(function);
+            self.shared.perform(function, &performed(function, control, ended));
+        }
+    }
+
+    /// HALT or CLEAR that was submitted to a ring is performed.
+    fn perform_urgent(&self, urgent: &Urgent, ended: Option<&IrbHead>) {
+        // The starts that it has overtaken end before it does.
+        while let Some(request) = self.next_request() {
+            if !urgent.overtakes(&request) {
+                self.queue.borrow_mut().put_back(request);
+                break;
+            }
+            self.refuse(request, Refusal::Stopped(urgent.function));
+        }
+        self.count(urgent.function);
+        let active = ScswFlags::SUBCHANNEL_ACTIVE | ScswFlags::DEVICE_ACTIVE;
+        let control = if ended.is_some() { active } else { ScswFlags::empty() };
+        self.complete_urgent(urgent, &performed(urgent.function, control, ended));
     }
 
     fn count(&self, function: Function) {
@@ -260,14 +352,14 @@ impl Seat {
             self.switch(*switch);
         }
         if let Some(answer) = self.runner.take_question() {
-            let device = backend.map_or(DeviceState::Nothing, |backend| backend.save());
+            let device = backend.map_or(Some(DeviceState::Nothing), |backend| backend.save());
             // Whoever asked may have lost patience.
             drop(answer.send(self.saved(device, parked)));
         }
     }
 
     /// What the subchannel consists of, apart from its state word.
-    fn saved(&self, device: DeviceState, parked: Option<Parked>) -> SavedTask {
+    fn saved(&self, device: Option<DeviceState>, parked: Option<Parked>) -> SavedTask {
         let (mut starts, mut suspended, mut has_futures) = (Vec::new(), None, false);
         let mut start = |request: &Request| match request.origin {
             Origin::Future { .. } => has_futures = true,

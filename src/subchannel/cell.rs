@@ -283,6 +283,12 @@ impl Cell {
         self.present(irb, |now| now.perform(function, status, includes(tell, now)))
     }
 
+    /// The device has status of its own accord. [`Step::Gone`]: something else is in progress or pending.
+    pub(crate) fn alert(&self, irb: &IrbHead, tell: u8) -> Step {
+        let status = irb.scsw.flags();
+        self.present(irb, |now| now.alert(status, includes(tell, now)))
+    }
+
     /// Subclass of the interruption that is pending, if one is.
     pub(crate) fn interrupting_subclass(&self) -> Option<u8> {
         let now = self.load();

@@ -66,7 +66,8 @@ impl Subchannel {
         if !matches!(shared.delivery(), Delivery::Interrupt(_)) {
             return Ok(Cc::Cc3);
         }
-        let has_path = orb.lpm() & shared.fixed().pam != 0;
+        // Of the host's paths the host knows: where none is left, that shows in the IRB.
+        let has_path = shared.is_of_host() || orb.lpm() & shared.fixed().pam != 0;
         let tag = match shared.cell().ssch(orb.intparm(), has_path) {
             Ok(tag) => tag,
             Err(cc) => return Ok(cc),
@@ -87,13 +88,25 @@ impl Subchannel {
     /// * cc 3: no device, or not enabled. Status of programs that were accepted can still be fetched
     ///   when the device has gone.
     pub fn tsch(&self) -> (Cc, IrbHead) {
-        self.shared.cell().tsch()
+        let (cc, irb) = self.shared.cell().tsch();
+        if cc == Cc::Cc0 {
+            self.shared.look_for_alert();
+        }
+        (cc, irb)
     }
 
     /// STORE SUBCHANNEL: the subchannel-information block, as it was at one moment. Always cc 0; of a
     /// device that has gone, without the V bit (device number valid).
+    ///
+    /// Of the host's device, the path masks are those that the host finds now, which takes one system
+    /// call: a channel path may have been varied without a report.
     pub fn stsch(&self) -> Schib {
         let (pmcw, scsw) = self.shared.cell().stsch(self.shared.fixed());
+        let pmcw = match self.shared.host_schib() {
+            // What QEMU takes over, too (`vfio_ccw_handle_store`).
+            Some(host) => pmcw.with_path_states_of(&host.pmcw),
+            None => pmcw,
+        };
         Schib { pmcw, scsw, ..Schib::default() }
     }
 
@@ -110,7 +123,9 @@ impl Subchannel {
     /// An operand exception of the guest; the subchannel was not looked at.
     pub fn msch(&self, schib: &Schib) -> Result<Cc, SchibError> {
         schib.check()?;
-        Ok(self.shared.cell().msch(&schib.pmcw))
+        let cc = self.shared.cell().msch(&schib.pmcw);
+        self.shared.look_for_alert();
+        Ok(cc)
     }
 
     /// HALT SUBCHANNEL: the program that runs is ended at its next command, one that has not begun or

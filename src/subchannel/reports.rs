@@ -60,6 +60,11 @@ impl Reports {
         ]);
     }
 
+    /// A report that the host had about one of its channel paths.
+    pub(crate) fn report(&self, word: Crw) {
+        self.queue(&[word]);
+    }
+
     fn queue(&self, words: &[Crw]) {
         let writer = self.writer.lock();
         if self.words.len() + words.len() > self.words.capacity() {

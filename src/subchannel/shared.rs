@@ -1,18 +1,19 @@
 //! What vCPU threads and the shard share of one subchannel.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering, fence};
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use vfio_ccw_pinning::Mode;
 use vfio_ccw_queues::prefetch::Lines;
 use vfio_ccw_queues::submission::{self, Intake, Submitter};
 
-use crate::architecture::{Function, IoInterruption, IrbHead, Orb, Pmcw, ScswFlags};
+use crate::architecture::{Function, IoInterruption, IrbHead, Orb, Pmcw, Schib, ScswFlags};
+use crate::backend::Regions;
 use crate::service::delivery::{Completion, Delivery};
 use crate::service::refusal::Refusal;
 
-use super::cell::{Cell, Saved};
+use super::cell::{Cell, Saved, Step};
 use super::{Door, Interruptions, Starts, Tag, Urgent};
 
 /// A program on its way to the shard.
@@ -62,6 +63,10 @@ pub(crate) struct Shared {
     leaving: AtomicBool,
     /// Its task has ended.
     over: AtomicBool,
+    /// The host's device behind it, if it is one.
+    host: Option<Weak<dyn Regions>>,
+    /// Its device has status that cannot be told yet.
+    alerting: AtomicBool,
     /// The other end of the ring, once the task has ended: what comes in then is refused by whoever
     /// brings it.
     orphan: Mutex<Option<Box<Intake<Request>>>>,
@@ -83,12 +88,25 @@ pub(crate) struct Parts {
     /// Entries of its ring.
     pub(crate) entries: usize,
     pub(crate) mode: Mode,
+    /// The host's device behind it, if it is one.
+    pub(crate) host: Option<Weak<dyn Regions>>,
 }
 
 impl Shared {
     pub(crate) fn new(parts: Parts) -> (Arc<Self>, Intake<Request>) {
-        let Parts { cell, fixed, place, bit, shard, door, delivery, interruptions, entries, mode } =
-            parts;
+        let Parts {
+            cell,
+            fixed,
+            place,
+            bit,
+            shard,
+            door,
+            delivery,
+            interruptions,
+            entries,
+            mode,
+            host,
+        } = parts;
         let (submitter, intake) = submission::ring(entries);
         let starts = matches!(delivery, Delivery::Future)
             .then(|| Arc::new(Starts::new(submitter.capacity())));
@@ -109,6 +127,8 @@ impl Shared {
             draining: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             over: AtomicBool::new(false),
+            host,
+            alerting: AtomicBool::new(false),
             orphan: Mutex::new(None),
         };
         (Arc::new(shared), intake)
@@ -354,6 +374,47 @@ impl Shared {
             false => self.cell.progress(tag, irb, enabled),
         };
         self.interruptions.post(self, step);
+    }
+
+    /// The device has status of its own accord. `false`: something else is in progress or pending, and when
+    /// that is over the task will hear of it.
+    pub(crate) fn alert(&self, irb: &IrbHead) -> bool {
+        // Relaxed: ordered by the fence, which pairs with that in `look_for_alert`: either the status is
+        // found cleared here, or the mark is found set there.
+        self.alerting.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let step = self.cell.alert(irb, self.interruptions.enabled());
+        let is_told = !matches!(step, Step::Gone);
+        if is_told {
+            // Relaxed: where there is more, this comes again.
+            self.alerting.store(false, Ordering::Relaxed);
+        }
+        self.interruptions.post(self, step);
+        is_told
+    }
+
+    /// Status was fetched, or the subchannel enabled: its device may have more to tell.
+    pub(super) fn look_for_alert(&self) {
+        if !self.is_of_host() {
+            return;
+        }
+        // Pairs with the fence in `alert`.
+        fence(Ordering::SeqCst);
+        // Relaxed: ordered by the fence.
+        if self.alerting.load(Ordering::Relaxed) {
+            self.ring();
+        }
+    }
+
+    /// Whether the device behind it is the host's.
+    pub(super) fn is_of_host(&self) -> bool {
+        self.host.is_some()
+    }
+
+    /// What the host says of the subchannel now; `None` where the device is not the host's, or gone.
+    pub(super) fn host_schib(&self) -> Option<Schib> {
+        let regions = self.host.as_ref()?.upgrade()?;
+        regions.read_schib().ok()
     }
 
     /// HALT or CLEAR that was issued by instruction is performed.

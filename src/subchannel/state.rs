@@ -454,6 +454,14 @@ impl State {
         (self.function_pending() == Some(function)).then_some(performed)
     }
 
+    /// The device has status of its own accord, with the status control of `status`: only where nothing is
+    /// in progress or pending.
+    pub(super) fn alert(self, status: ScswFlags, told: bool) -> Option<Self> {
+        let rests = self.is_operational() && self.function().is_empty() && self.status().is_empty();
+        let status = status & ScswFlags::STATUS_CONTROL | PENDING;
+        rests.then(|| self.with_control(status).interrupting_anew(told))
+    }
+
     /// The device is gone: nothing can be started any more.
     pub(super) fn leave(self) -> Option<Self> {
         let flags = self.flags() - PmcwFlags::DEVICE_VALID;

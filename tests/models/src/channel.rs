@@ -60,6 +60,8 @@ pub(crate) struct Channel<'a, S: Subject> {
     pub(crate) recorder: Recorder,
     /// How often a program says that it goes on, at most, until it suspends itself or ends.
     pub(crate) progress: usize,
+    /// Whether the device has status of its own accord now and then.
+    pub(crate) alerts: bool,
 }
 
 /// How a suspension ends.
@@ -82,10 +84,22 @@ impl<S: Subject> Channel<'_, S> {
             if self.ring.is_leaving() {
                 return self.leave();
             }
+            if self.alerts && self.random.once_in(4) {
+                self.alert();
+            }
             if !self.ring.wait() {
                 return;
             }
         }
+    }
+
+    /// The device has status of its own accord, where nothing runs.
+    fn alert(&mut self) {
+        self.present(
+            ScswFlags::ALERT | PENDING,
+            |subject, irb, tell| subject.alert(irb, tell),
+            |said| Operation::Alert { said },
+        );
     }
 
     /// The device is gone: nothing is left undone.

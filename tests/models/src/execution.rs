@@ -19,6 +19,8 @@ pub struct Plan {
     pub random: Random,
     /// How often a program says that it goes on, at most, until it suspends itself or ends.
     pub progress: usize,
+    /// Whether the device has status of its own accord now and then.
+    pub alerts: bool,
 }
 
 /// Steps that a vCPU pauses for at most: a program that runs takes as many.
@@ -47,7 +49,7 @@ impl Plan {
             program[place] = Instruction::Leave;
         }
         let progress = random.one_of(&[1, 2, 6]);
-        Plan { programs, random, progress }
+        Plan { programs, random, progress, alerts: true }
     }
 
     /// These programs. What the channel does, and pauses, are drawn from `seed`.
@@ -55,7 +57,7 @@ impl Plan {
         let mut random = Random::new(seed);
         let programs = programs.iter().map(|program| program.to_vec()).collect();
         let progress = random.one_of(&[1, 2, 6]);
-        Plan { programs, random, progress }
+        Plan { programs, random, progress, alerts: false }
     }
 }
 
@@ -74,8 +76,9 @@ pub fn run<S: Subject>(subject: S, plan: &Plan) -> History {
     });
     let mut random = plan.random.clone();
     let channel = thread::spawn({
-        let (shared, random, progress) = (Arc::clone(&shared), random.fork(), plan.progress);
-        move || shared.serve(random, progress)
+        let (shared, random) = (Arc::clone(&shared), random.fork());
+        let (progress, alerts) = (plan.progress, plan.alerts);
+        move || shared.serve(random, progress, alerts)
     });
     let vcpus: Vec<_> = (plan.programs.iter().cloned())
         .map(|program| {
@@ -124,11 +127,11 @@ impl<S: Subject> Shared<S> {
         vcpu.recorder.into_events()
     }
 
-    fn serve(&self, random: Random, progress: usize) -> Vec<Event> {
+    fn serve(&self, random: Random, progress: usize, alerts: bool) -> Vec<Event> {
         let Shared { subject, ring, statuses, clock, start } = self;
         start.wait();
         let recorder = Recorder::new(clock);
-        let mut channel = Channel { subject, ring, statuses, random, recorder, progress };
+        let mut channel = Channel { subject, ring, statuses, random, recorder, progress, alerts };
         channel.serve();
         channel.recorder.into_events()
     }

@@ -110,6 +110,11 @@ pub enum Operation {
         /// Whether it does.
         begun: bool,
     },
+    /// The device has status of its own accord.
+    Alert {
+        /// What it says.
+        said: Said,
+    },
     /// A program goes on and says so.
     Progress {
         /// What it says.
@@ -183,6 +188,7 @@ impl fmt::Display for Operation {
             Operation::IsResumed { start, is } => write!(f, "start {start:#x} resumed: {is}"),
             Operation::FunctionPending { pending } => write!(f, "functions pending: {pending:?}"),
             Operation::Begin { start, begun } => write!(f, "start {start:#x} begins: {begun}"),
+            Operation::Alert { said } => write!(f, "the device alerts: {said}"),
             Operation::Progress { start, said } => write!(f, "start {start:#x} goes on: {said}"),
             Operation::Suspend { start, said } => write!(f, "start {start:#x} suspends: {said}"),
             Operation::End { start, said } => write!(f, "start {start:#x} ends: {said}"),

@@ -132,6 +132,7 @@ impl Model {
                 self.function_pending().map(|function| (function, self.control())) == pending
             }
             Operation::Begin { start, begun } => self.begin(start) == begun,
+            Operation::Alert { said } => self.alert(&said) == said.step,
             Operation::Progress { start, said } => self.progress(start, &said) == said.step,
             Operation::Suspend { start, said } => self.suspend(start, &said) == said.step,
             Operation::End { start, said } => self.end(start, &said) == said.step,
@@ -331,6 +332,15 @@ impl Model {
 
     fn run(&mut self) {
         self.activity = Activity { active: true, ..Activity::default() };
+    }
+
+    /// As QEMU's `css_conditional_io_interrupt`, and only where no function is in progress.
+    fn alert(&mut self, said: &Said) -> Step {
+        if !self.is_operational() || self.function.is_some() || self.status.is_some() {
+            return Step::Gone;
+        }
+        self.status = Some(self.status(said));
+        self.interrupt(said)
     }
 
     fn progress(&mut self, start: Start, said: &Said) -> Step {

@@ -132,7 +132,8 @@ pub fn said(operation: &Operation) -> Option<&Said> {
         Operation::Progress { said, .. }
         | Operation::Suspend { said, .. }
         | Operation::End { said, .. }
-        | Operation::Perform { said, .. } => Some(said),
+        | Operation::Perform { said, .. }
+        | Operation::Alert { said } => Some(said),
         _ => None,
     }
 }

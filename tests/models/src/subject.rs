@@ -56,6 +56,7 @@ pub trait Subject: Send + Sync + 'static {
     fn suspend(&self, tag: Self::Tag, irb: &IrbHead, tell: u8) -> Step;
     fn end(&self, tag: Self::Tag, irb: &IrbHead, tell: u8) -> Step;
     fn perform(&self, function: Function, irb: &IrbHead, tell: u8) -> Step;
+    fn alert(&self, irb: &IrbHead, tell: u8) -> Step;
 }
 
 /// Which subchannel it is.
@@ -155,6 +156,10 @@ impl Subject for Cell {
 
     fn perform(&self, function: Function, irb: &IrbHead, tell: u8) -> Step {
         self.perform(function, irb, tell).into()
+    }
+
+    fn alert(&self, irb: &IrbHead, tell: u8) -> Step {
+        self.alert(irb, tell).into()
     }
 }
 

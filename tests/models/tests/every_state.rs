@@ -30,6 +30,7 @@ enum Act {
     Suspend(Start, bool),
     End(Start, ScswFlags, u8),
     Perform(Function, ScswFlags),
+    Alert(u8),
 }
 
 /// Where a start is in the channel.
@@ -54,7 +55,7 @@ impl Reached {
     /// What may be done. The channel does with a start what it has not done yet; it lets a suspended
     /// program go on when it has seen that it was resumed.
     fn acts(&self) -> Vec<Act> {
-        let mut acts = vec![Act::FunctionPending];
+        let mut acts = vec![Act::FunctionPending, Act::Alert(0xff), Act::Alert(0)];
         acts.extend(
             [Tsch, Stsch, Hsch, Csch, Rsch, Leave, Xsch(false), Xsch(true)].map(Act::Issue),
         );
@@ -172,6 +173,11 @@ impl<S: Subject> Bench<S> {
                 let irb = said(status, 3, false);
                 let step = subject.end(self.tag(start)?, &irb, tell);
                 Operation::End { start, said: Said { irb, tell, step } }
+            }
+            Act::Alert(tell) => {
+                let irb = said(ScswFlags::ALERT | PENDING, 5, false);
+                let step = subject.alert(&irb, tell);
+                Operation::Alert { said: Said { irb, tell, step } }
             }
             Act::Perform(function, status) => {
                 let (irb, tell) = (said(status, 4, false), 0xff);

@@ -111,6 +111,8 @@ const EVERYTHING: &[&str] = &[
     "Suspend interrupts",
     "End gone",
     "End interrupts",
+    "Alert gone",
+    "Alert interrupts",
     "Perform gone",
     "Perform interrupts",
 ];
@@ -140,6 +142,7 @@ fn kind_of(operation: &Operation) -> String {
         Operation::Progress { said, .. } => format!("Progress {}", outcome(said.step)),
         Operation::Suspend { said, .. } => format!("Suspend {}", outcome(said.step)),
         Operation::End { said, .. } => format!("End {}", outcome(said.step)),
+        Operation::Alert { said } => format!("Alert {}", outcome(said.step)),
         Operation::Perform { said, .. } => format!("Perform {}", outcome(said.step)),
     }
 }

@@ -275,4 +275,9 @@ impl Subject for Flawed {
         let status = irb.scsw.flags();
         self.present(irb, tell, |now, told| now.perform(function, status, told))
     }
+
+    fn alert(&self, irb: &IrbHead, tell: u8) -> Step {
+        let status = irb.scsw.flags();
+        self.present(irb, tell, |now, told| now.alert(status, told))
+    }
 }
