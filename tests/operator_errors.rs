@@ -10,6 +10,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::OnceLock;
 
 use command_line::{Ended, PROGRAM, SMALL_JOB, SMALL_VOLUME, call, end, run, vfio_ccw, wait};
 use tempfile::TempDir;
@@ -185,9 +186,33 @@ fn a_port_that_was_asked_for_and_is_taken() {
 }
 
 #[test]
+fn a_device_of_the_kernels_that_is_not_there() {
+    let rows = [
+        ("0313", "use a subchannel (0.0.0313)"),
+        ("../../etc/passwd", "use a subchannel (0.0.0313)"),
+        ("f.3.fffe", "there is no subchannel f.3.fffe"),
+        ("/dev/vfio/devices/vfio4711", "/sys/class/vfio-dev"),
+        ("5e5bbff1-3c2e-4b9c-8f5e-0a1b2c3d4e5f", "see /sys/bus/mdev/devices"),
+    ];
+    for (device, remedy) in rows {
+        let Ended { stderr, .. } = run(["sense-id", device]).with_code(2);
+        assert_says(&stderr, &[device, remedy]);
+        let Ended { stderr, .. } = run(["--kernel", device, "--seconds", "1", "-q"]).with_code(2);
+        assert_says(&stderr, &[device, remedy]);
+    }
+    let Ended { stderr, .. } = run(["sense-id", "0.0.0313", "--interface", "vfio"]).with_code(2);
+    assert_says(&stderr, &["'vfio'", "type1, iommufd or auto"]);
+}
+
+/// The default port is taken from here on, for all tests: by this process or by somebody else, both will do.
+fn take_default_port() {
+    static TAKEN: OnceLock<Option<TcpListener>> = OnceLock::new();
+    TAKEN.get_or_init(|| TcpListener::bind("127.0.0.1:9464").ok());
+}
+
+#[test]
 fn a_default_port_that_is_taken_gives_way() {
-    // Taken by this test or by somebody else: both will do.
-    let _taken = TcpListener::bind("127.0.0.1:9464");
+    take_default_port();
     let job = small_job_without(&["--metrics"]);
     let arguments = job.iter().filter(|word| **word != "--quiet").chain(&SMALL_VOLUME);
     let Ended { stderr, .. } = run(arguments.chain(&["--json", "-"])).with_code(0);
@@ -248,7 +273,7 @@ fn a_reader_that_goes_away_is_no_error() {
 #[test]
 fn a_closed_standard_error_is_no_error() {
     // The job has something to say there, and a warning to log.
-    let _taken = TcpListener::bind("127.0.0.1:9464");
+    take_default_port();
     let job = small_job_without(&["--metrics"]);
     let arguments: Vec<_> =
         job.into_iter().filter(|word| *word != "--quiet").chain(SMALL_VOLUME).collect();

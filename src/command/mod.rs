@@ -5,6 +5,7 @@ mod decode;
 mod doctor;
 mod guest;
 mod interrupt;
+mod kernel;
 mod options;
 mod run;
 
@@ -36,6 +37,8 @@ const EXIT_ERROR: u8 = 2;
         vfio-ccw --image disk.img                    read a volume of your own (never written)\n  \
         vfio-ccw copy-out --image disk.img out.img   copy a volume through channel programs\n  \
         vfio-ccw decode irb 00c04007...              status blocks as text\n  \
+        vfio-ccw sense-id 0.0.0313                   what a device of the kernel's vfio-ccw is\n  \
+        vfio-ccw --kernel 0.0.0313                   how fast it is asked that, and by the fewest system calls\n  \
         vfio-ccw doctor                              what this machine can run, and what to type\n\n\
         Exit status: 0 all right, 1 wrong data or lost requests, 2 could not be done as asked.",
     args_conflicts_with_subcommands = true
@@ -57,6 +60,8 @@ enum Tool {
     CopyIn(copy::CopyIn),
     /// Show a status block or channel-command word as text.
     Decode(decode::Decode),
+    /// Ask a device of the kernel's vfio-ccw what it is.
+    SenseId(kernel::SenseId),
     /// Look at this machine: what can run here, what is missing, and what to type.
     Doctor(doctor::Doctor),
 }
@@ -100,6 +105,7 @@ pub(crate) fn main() -> ExitCode {
         Some(Tool::CopyOut(copy)) => copy.run(),
         Some(Tool::CopyIn(copy)) => copy.run(),
         Some(Tool::Decode(decode)) => decode.run(),
+        Some(Tool::SenseId(sense_id)) => sense_id.run(),
         Some(Tool::Doctor(doctor)) => doctor.run(),
     };
     match result {

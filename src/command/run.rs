@@ -21,6 +21,7 @@ use vfio_ccw_load::{
 use vfio_ccw_metrics::{CounterKind, Endpoint, EndpointError, Registry, Snapshot, Stage, Totals};
 use vfio_ccw_pinning::Sizing;
 
+use super::kernel::{KernelLoad, Reach};
 use super::options::{MetricsAddress, ServiceOptions, access, bytes};
 use super::{Failure, guest, interrupt, say, tell};
 
@@ -46,6 +47,12 @@ pub(super) struct Job {
     /// Size of the scratch volume.
     #[arg(long, value_name = "BYTES", value_parser = bytes, default_value = "128MiB", conflicts_with = "image")]
     size: u64,
+    /// Instead of all this, load devices of the kernel's vfio-ccw with SENSE ID, and compare with the fewest
+    /// system calls that do the same. May be given several times; see sense-id for what names a device.
+    #[arg(long, value_name = "DEVICE", conflicts_with_all = ["image", "size"])]
+    kernel: Vec<String>,
+    #[command(flatten)]
+    reach: Reach,
     /// Subchannels, each with one request under way.
     #[arg(long, value_name = "N", default_value_t = 64)]
     subchannels: usize,
@@ -90,6 +97,9 @@ pub(super) struct Job {
 pub(super) fn run(job: &Job) -> Result<bool, Failure> {
     job.check()?;
     let stop = interrupt::stop_flag()?;
+    if !job.kernel.is_empty() {
+        return job.kernel_load(&stop);
+    }
     let (volume, _scratch) = job.volume()?;
     let writes = !volume.is_read_only();
     let buffers = job.buffers_area();
@@ -157,6 +167,23 @@ impl Job {
             .into());
         }
         Ok(())
+    }
+
+    /// Loads devices of the kernel's instead.
+    fn kernel_load(&self, stop: &AtomicBool) -> Result<bool, Failure> {
+        let load = KernelLoad {
+            devices: &self.kernel,
+            reach: self.reach,
+            service: &self.service,
+            time: Duration::from_secs_f64(self.seconds),
+            quiet: self.quiet,
+        };
+        let report = load.run(stop)?;
+        if self.json.as_deref() != Some(Path::new("-")) {
+            say(report.text())?;
+        }
+        self.write_json(|| serde_json::to_string_pretty(&report.json()))?;
+        Ok(true)
     }
 
     /// The volume; the scratch file vanishes with its handle.
@@ -311,10 +338,14 @@ impl Job {
         if self.json.as_deref() != Some(Path::new("-")) {
             say(report.text())?;
         }
+        self.write_json(|| serde_json::to_string_pretty(report))
+    }
+
+    fn write_json(&self, json: impl FnOnce() -> serde_json::Result<String>) -> Result<(), Failure> {
         let Some(path) = &self.json else {
             return Ok(());
         };
-        let json = serde_json::to_string_pretty(report)?;
+        let json = json()?;
         if path == Path::new("-") {
             return say(json);
         }
