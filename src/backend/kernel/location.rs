@@ -65,7 +65,7 @@ pub enum LocationError {
     /// The subchannel has no mediated device.
     #[error(
         "subchannel {subchannel} has no mediated device: make one with \
-         'uuidgen > /sys/bus/css/devices/{subchannel}/mdev_supported_types/vfio_ccw-io/create'"
+         'cat /proc/sys/kernel/random/uuid > /sys/bus/css/devices/{subchannel}/mdev_supported_types/vfio_ccw-io/create'"
     )]
     NoMediatedDevice {
         /// The subchannel.
