@@ -1,23 +1,12 @@
 //! A service that has ended holds nothing any more: alone in its process, as descriptors are counted.
 
-use std::fs;
+pub mod descriptors;
+
 use std::sync::Arc;
 
+use descriptors::descriptors;
 use vfio_ccw::{Completions, Delivery, DeviceSpec, Service, Silent};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
-
-/// What this process has open.
-fn descriptors() -> Vec<String> {
-    let entries = fs::read_dir("/proc/self/fd").expect("there is /proc").flatten();
-    let targets = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
-    let mut targets: Vec<_> = targets
-        .map(|target| target.display().to_string())
-        // The one that reads this.
-        .filter(|target| !target.starts_with("/proc/"))
-        .collect();
-    targets.sort_unstable();
-    targets
-}
 
 #[test]
 fn descriptors_are_closed_and_memory_is_given_back() {

@@ -3,6 +3,7 @@
 //!
 //! `tests/s390x` runs this on the real driver; elsewhere it is SKIPPED.
 
+mod descriptors;
 mod host;
 
 use std::collections::HashMap;
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use descriptors::descriptors;
 use host::{DATA, Guest, INTERFACES, Known, PROGRAM, devices};
 use vfio_ccw::architecture::{Ccw, CcwFlags, Orb};
 use vfio_ccw::backend::kernel::{AddressSpace, Interface};
@@ -109,19 +111,10 @@ fn programs(guest: &Guest) -> Vec<Orb> {
 
 /// Descriptors of this process, and memory that is locked or pinned for it.
 fn holdings() -> (Vec<String>, Vec<String>) {
-    let descriptors = fs::read_dir("/proc/self/fd").expect("there is /proc").flatten();
-    let target = |entry: fs::DirEntry| fs::read_link(entry.path()).ok();
-    let mut descriptors: Vec<_> = descriptors
-        .filter_map(target)
-        .map(|target| target.display().to_string())
-        // The one that reads this.
-        .filter(|target| !target.starts_with("/proc/"))
-        .collect();
-    descriptors.sort_unstable();
     let status = fs::read_to_string("/proc/self/status").expect("there is /proc");
     let pinned =
         status.lines().filter(|line| line.starts_with("VmLck") || line.starts_with("VmPin"));
-    (descriptors, pinned.map(str::to_owned).collect())
+    (descriptors(), pinned.map(str::to_owned).collect())
 }
 
 /// Takes the mediated device away, as an administrator does, and makes another one on its subchannel.

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::ScswFlags;
+
 /// Halt function or clear function: what HALT SUBCHANNEL and CLEAR SUBCHANNEL begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Function {
@@ -9,6 +11,16 @@ pub enum Function {
     Halt,
     /// The program ends at its next command, and nothing is left of it.
     Clear,
+}
+
+impl Function {
+    /// Its bit of function control in the SCSW.
+    pub fn control(self) -> ScswFlags {
+        match self {
+            Function::Halt => ScswFlags::HALT_FUNCTION,
+            Function::Clear => ScswFlags::CLEAR_FUNCTION,
+        }
+    }
 }
 
 impl fmt::Display for Function {

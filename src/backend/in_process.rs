@@ -131,7 +131,7 @@ impl InProcess {
             return Ok(());
         }
         let ended = poll_fn(|cx| self.poll_interrupt(cx, false, intermediate)).await;
-        ended.map_err(|errno| io::Error::from_raw_os_error(errno.0))
+        Ok(ended?)
     }
 
     /// The device for a task of its own, and what the starter keeps.

@@ -177,10 +177,28 @@ pub struct RegionType {
 
 const _: () = assert!(size_of::<RegionInfo>() == 48);
 
+impl RegionType {
+    /// In [`RegionType::id`]: `VFIO_REGION_INFO_CAP_TYPE`.
+    pub const ID: u16 = 2;
+
+    /// In [`RegionType::kind`]: `VFIO_REGION_TYPE_CCW`.
+    pub const CCW: u32 = 2;
+
+    /// In [`RegionType::subtype`]: asynchronous commands. Subtypes are numbered as the regions happen to be.
+    pub const ASYNC: u32 = RegionIndex::Async as u32;
+
+    /// In [`RegionType::subtype`]: SCHIB.
+    pub const SCHIB: u32 = RegionIndex::Schib as u32;
+
+    /// In [`RegionType::subtype`]: channel reports.
+    pub const CRW: u32 = RegionIndex::Crw as u32;
+}
+
 impl RegionInfo {
     const READ: u32 = 1 << 0;
     const WRITE: u32 = 1 << 1;
-    const CAPS: u32 = 1 << 3;
+    /// In [`RegionInfo::flags`]: there are capabilities (`VFIO_REGION_INFO_FLAG_CAPS`).
+    pub const CAPS: u32 = 1 << 3;
     /// Without the capability.
     const PLAIN: u32 = 32;
 
@@ -212,11 +230,10 @@ impl RegionInfo {
                 info.argsz.set(whole);
             } else {
                 info.cap_offset.set(RegionInfo::PLAIN);
-                // Subtypes are numbered as the regions happen to be.
                 info.capability = RegionType {
-                    id: 2.into(),
+                    id: RegionType::ID.into(),
                     version: 1.into(),
-                    kind: 2.into(),
+                    kind: RegionType::CCW.into(),
                     subtype: index.into(),
                     ..RegionType::default()
                 };

@@ -26,6 +26,7 @@ mod signalled;
 mod vfio_device;
 mod windows;
 
+use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -40,14 +41,27 @@ pub use info::{DeviceInfo, IrqInfo, RegionIndex, RegionInfo, RegionType};
 pub use irqs::{Irq, IrqData, IrqSet, IrqSetFlags};
 pub(crate) use passthrough::{Host, Passthrough};
 pub use region::{AsyncRegion, CrwRegion, IoRegion, SchibRegion};
-pub(crate) use regions::Regions;
+pub(crate) use regions::{Regions, watch};
 pub(crate) use signalled::Signalled;
 pub use vfio_device::VfioDevice;
 
 /// An errno that a region access ended with. It is kept as data: it is the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}", std::io::Error::from_raw_os_error(*.0))]
+#[error("{}", io::Error::from(*self))]
 pub struct Errno(pub i32);
+
+impl From<Errno> for io::Error {
+    fn from(errno: Errno) -> Self {
+        io::Error::from_raw_os_error(errno.0)
+    }
+}
+
+impl From<&io::Error> for Errno {
+    /// `EIO` for an error that is none of the system's.
+    fn from(error: &io::Error) -> Self {
+        Errno(error.raw_os_error().unwrap_or(libc::EIO))
+    }
+}
 
 impl Errno {
     /// The driver is in the region at this moment.

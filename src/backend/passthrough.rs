@@ -37,8 +37,7 @@ use crate::architecture::{
 };
 use crate::channel_subsystem::{DeviceState, DeviceStateError, DmaSpace, Entry};
 
-use super::port::errno;
-use super::{Backend, Errno, IoRegion, Irq, Regions};
+use super::{Backend, Errno, IoRegion, Irq, Regions, watch};
 use again::Again;
 use at_once::AtOnce;
 
@@ -159,14 +158,10 @@ impl<R: Regions> Passthrough<R> {
     ///
     /// No eventfd, it cannot be watched, or the driver does not take it.
     pub(crate) fn new(regions: Arc<R>, host: Rc<Host>) -> io::Result<Self> {
-        let irq = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-        regions
-            .set_eventfd(Irq::Io, Some(&irq))
-            .map_err(|errno| io::Error::from_raw_os_error(errno.0))?;
         Ok(Passthrough {
+            irq: watch(&*regions, Irq::Io)?,
             regions,
             host,
-            irq: crate::watch::eventfd(irq)?,
             counted: 0,
             is_ahead: false,
             is_fresh: false,
@@ -218,7 +213,7 @@ impl<R: Regions> Passthrough<R> {
         loop {
             match self.irq.poll_read_ready(cx) {
                 Poll::Ready(Ok(mut ready)) => ready.clear_ready(),
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(errno(&error))),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(Errno::from(&error))),
                 Poll::Pending => return Poll::Pending,
             }
             if !std::mem::take(&mut self.is_ahead) {
@@ -323,20 +318,27 @@ impl<R: Regions> Passthrough<R> {
         if errno == Errno(libc::EIO) { Errno::NO_DEVICE } else { errno }
     }
 
+    /// Writes the I/O region.
+    fn write_start(&mut self) -> Result<(), Errno> {
+        self.regions.write_io(&self.region)?;
+        self.stage = Stage::Runs;
+        self.at_once.started();
+        Ok(())
+    }
+
     /// Tries to start what could not be started, when it is time.
     fn start_again(&mut self, cx: &Context<'_>) -> Result<(), Errno> {
         if !self.again.is_due() {
             return Ok(());
         }
         self.look_before_start()?;
-        match self.regions.write_io(&self.region) {
-            Ok(()) => self.stage = Stage::Runs,
+        match self.write_start() {
             Err(errno) if errno.passes() && !self.again.is_over(START_PATIENCE) => {
                 self.again.later(cx);
+                Ok(())
             }
-            Err(errno) => return Err(Self::meaning(errno)),
+            written => written.map_err(Self::meaning),
         }
-        Ok(())
     }
 
     /// Hands the function that is wanted to the driver, when it is time.
@@ -454,11 +456,7 @@ impl<R: Regions> Passthrough<R> {
 
 /// Status of a function that nobody has seen the end of.
 fn performed(function: Function) -> Scsw {
-    let flags = match function {
-        Function::Halt => ScswFlags::HALT_FUNCTION,
-        Function::Clear => ScswFlags::CLEAR_FUNCTION,
-    };
-    Scsw::new(flags | ScswFlags::STATUS_PENDING)
+    Scsw::new(function.control() | ScswFlags::STATUS_PENDING)
 }
 
 /// Whether a start function is over, as the driver sees it (`vfio_ccw_sch_io_todo`).
@@ -517,7 +515,7 @@ impl<R: Regions> Backend for Passthrough<R> {
         if entry == Entry::Resume {
             return Err(Errno::NOT_SUPPORTED);
         }
-        self.look_before_start().map_err(Self::meaning)?;
+        self.look_before_start()?;
         // The driver takes suspension for the end and frees the program that the channel may go on with:
         // without suspend control, a CCW that asks for it is a program check.
         let orb = orb.with_flags(orb.flags() - OrbFlags::SUSPEND_CONTROL);
@@ -529,15 +527,13 @@ impl<R: Regions> Backend for Passthrough<R> {
             return Ok(());
         }
         self.function = None;
-        match self.regions.write_io(&self.region) {
-            Ok(()) => {
-                self.stage = Stage::Runs;
-                self.at_once.started();
+        match self.write_start() {
+            Err(errno) if errno.passes() => {
+                self.stage = Stage::Starts;
+                Ok(())
             }
-            Err(errno) if errno.passes() => self.stage = Stage::Starts,
-            Err(errno) => return Err(Self::meaning(errno)),
+            written => written.map_err(Self::meaning),
         }
-        Ok(())
     }
 
     fn lines(&self) -> [Lines; 2] {

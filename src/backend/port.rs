@@ -3,7 +3,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -231,7 +230,7 @@ impl Port {
         if let Some(irq) = self.irq.borrow().as_ref()
             && let Err(error) = irq.write(1)
         {
-            self.failure.set(Some(errno(&error)));
+            self.failure.set(Some(Errno::from(&error)));
         }
     }
 
@@ -251,8 +250,4 @@ impl Port {
             None => *place = Some(waker.clone()),
         }
     }
-}
-
-pub(super) fn errno(error: &io::Error) -> Errno {
-    Errno(error.raw_os_error().unwrap_or(libc::EIO))
 }

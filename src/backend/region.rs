@@ -30,6 +30,9 @@ pub struct IoRegion {
 const _: () = assert!(size_of::<IoRegion>() == 124);
 
 impl IoRegion {
+    /// Where the IRB begins in it, in bytes.
+    pub const IRB: u64 = std::mem::offset_of!(IoRegion, irb) as u64;
+
     /// A region that asks for the start of `orb`.
     pub fn start(orb: Orb) -> Self {
         IoRegion::of(orb, Entry::Start)

@@ -1,11 +1,25 @@
 //! The regions and interrupts of a vfio-ccw device that somebody else runs: what its driver is asked.
 
+use std::io;
+
+use tokio::io::unix::AsyncFd;
 use vfio_ccw_metrics::DeviceClass;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::architecture::{Crw, Function, IrbHead, Schib};
 
 use super::{Errno, IoRegion, Irq};
+
+/// Gives a device an eventfd for one of its interrupts, and watches it.
+///
+/// # Errors
+///
+/// No eventfd, it cannot be watched, or the driver does not take it.
+pub(crate) fn watch(regions: &impl Regions, irq: Irq) -> io::Result<AsyncFd<EventFd>> {
+    let eventfd = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+    regions.set_eventfd(irq, Some(&eventfd))?;
+    crate::watch::eventfd(eventfd)
+}
 
 /// A device as its driver shows it. Each call is one access; none waits for the device.
 pub(crate) trait Regions: std::fmt::Debug + Send + Sync + 'static {

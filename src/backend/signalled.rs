@@ -19,7 +19,7 @@ use crate::architecture::{Function, IrbHead, Orb};
 use crate::channel_subsystem::{DeviceState, DeviceStateError, DmaSpace, Entry};
 
 use super::in_process::{Apart, Keeps};
-use super::port::{Port, errno};
+use super::port::Port;
 use super::{Backend, Errno, InProcess};
 
 /// The side of the one who starts programs.
@@ -103,7 +103,7 @@ impl Backend for Signalled {
         intermediate: &mut dyn FnMut(IrbHead),
     ) -> Poll<Result<(), Errno>> {
         loop {
-            ready!(self.poll_signal(cx, looks)).map_err(|error| errno(&error))?;
+            ready!(self.poll_signal(cx, looks)).map_err(|error| Errno::from(&error))?;
             // Of status that was stored meanwhile the last is still there to be read, as with the
             // kernel's driver.
             let mut last = None;

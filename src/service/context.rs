@@ -16,6 +16,7 @@ use crate::volume::Fixed;
 
 use super::attach::attach;
 use super::delivery::{Completion, Delivery};
+use super::drain::take_away;
 use super::flight::Flight;
 use super::in_flight::InFlight;
 use super::outbox::Outbox;
@@ -196,10 +197,7 @@ impl Context {
 
     /// The device of `shared` is gone, as the host wants: as if it had been detached.
     pub(super) fn give_up(&self, shared: &Arc<Shared>) {
-        shared.leave();
-        if self.common.table.remove(shared) {
-            self.plan.reports.report_subchannel(shared.cell().id());
-        }
+        take_away(shared, &self.common.table, &self.plan.reports);
     }
 
     /// Subchannels on this shard.

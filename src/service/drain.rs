@@ -1,8 +1,9 @@
 //! Detaching, at once or when what was started is over.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::subchannel::Subchannel;
+use crate::subchannel::{Reports, Shared, Subchannel, Table};
 
 use super::Service;
 
@@ -25,11 +26,7 @@ impl Service {
     /// complete with deferred condition code 3, later starts get condition code 3. The guest is told
     /// with a channel report. Its number is free when its last program has ended.
     pub fn detach(&self, subchannel: Subchannel) {
-        let shared = subchannel.shared();
-        shared.leave();
-        if self.table.remove(shared) {
-            self.reports.report_subchannel(subchannel.id());
-        }
+        take_away(subchannel.shared(), &self.table, &self.reports);
     }
 
     /// Detaches a subchannel when all that was started is over, for which this waits at most
@@ -48,5 +45,13 @@ impl Service {
         let is_over = self.table.wait_until_over(&shared, patience);
         self.detach(subchannel);
         if is_over { Ok(()) } else { Err(DrainError::NotOver { patience }) }
+    }
+}
+
+/// Ends the task of a subchannel and takes that out of the table, of which the guest is told, once.
+pub(super) fn take_away(shared: &Arc<Shared>, table: &Table, reports: &Reports) {
+    shared.leave();
+    if table.remove(shared) {
+        reports.report_subchannel(shared.cell().id());
     }
 }

@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::backend::{Errno, Host, Irq, Regions};
+use crate::backend::{self, Errno, Host, Irq, Regions};
 use crate::subchannel::Shared;
 
 use super::context::Context;
@@ -52,11 +52,7 @@ impl<R: Regions> Listener<R> {
             if !regions.has(interrupt) {
                 return Ok(None);
             }
-            let eventfd = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-            regions
-                .set_eventfd(interrupt, Some(&eventfd))
-                .map_err(|errno| io::Error::from_raw_os_error(errno.0))?;
-            crate::watch::eventfd(eventfd).map(Some)
+            backend::watch(&**regions, interrupt).map(Some)
         };
         Ok(Listener {
             reports: watch(Irq::Crw)?,

@@ -102,11 +102,7 @@ impl Refusal {
 
 /// What the SCSW says of a function that was performed.
 fn stopped(function: Function) -> ScswFlags {
-    ScswFlags::STATUS_PENDING
-        | match function {
-            Function::Halt => ScswFlags::HALT_FUNCTION,
-            Function::Clear => ScswFlags::CLEAR_FUNCTION,
-        }
+    ScswFlags::STATUS_PENDING | function.control()
 }
 
 /// What a start that the device's driver refused shows as. (QEMU shows unit exception for all of these,

@@ -445,12 +445,8 @@ impl State {
     /// HALT or CLEAR is performed: status is pending, with nothing else of status control but what
     /// `status` has.
     pub(super) fn perform(self, function: Function, status: ScswFlags, told: bool) -> Option<Self> {
-        let control = match function {
-            Function::Halt => ScswFlags::HALT_FUNCTION,
-            Function::Clear => ScswFlags::CLEAR_FUNCTION,
-        };
         let status = status & ScswFlags::STATUS_CONTROL | PENDING;
-        let performed = self.with_control(control | status).interrupting_anew(told);
+        let performed = self.with_control(function.control() | status).interrupting_anew(told);
         (self.function_pending() == Some(function)).then_some(performed)
     }
 

@@ -13,7 +13,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::architecture::{Crw, Function, IrbHead, Schib};
 use crate::backend::{
-    AsyncRegion, CrwRegion, DeviceInfo, Errno, IoRegion, Irq, IrqInfo, Regions, SchibRegion,
+    AsyncRegion, CrwRegion, DeviceInfo, Errno, IoRegion, Irq, IrqInfo, RegionType, Regions,
+    SchibRegion,
 };
 
 use super::address_space::{AddressSpace, Group};
@@ -21,22 +22,12 @@ use super::ioctl;
 use super::location::Location;
 use super::region_info::Region;
 
-/// `VFIO_REGION_TYPE_CCW`.
-const TYPE_CCW: u32 = 2;
-/// `VFIO_REGION_SUBTYPE_CCW_ASYNC_CMD`, `_SCHIB` and `_CRW`.
-const ASYNC_COMMAND: u32 = 1;
-const SCHIB: u32 = 2;
-const CRW: u32 = 3;
-
-/// Where the IRB begins in the I/O region.
-const IRB: u64 = std::mem::offset_of!(IoRegion, irb) as u64;
-
 /// More regions than any driver has: what a device says of more is not looked at.
 const MOST_REGIONS: u32 = 64;
 
 /// A device on a subchannel of the host's, opened and alone in this process's hands.
 ///
-/// To be attached with [`DeviceSpec::Kernel`](crate::DeviceSpec::Kernel), once. Dropping it closes
+/// To be attached with [`DeviceSpec::kernel`](crate::DeviceSpec::kernel), once. Dropping it closes
 /// it: the driver halts and clears what runs, and disables the subchannel.
 #[derive(Debug)]
 pub struct Device {
@@ -107,11 +98,15 @@ impl Device {
         for index in 1..info.num_regions.get().min(MOST_REGIONS) {
             let found = region(index).map_err(DeviceError::Info)?;
             match found.kind {
-                Some((TYPE_CCW, ASYNC_COMMAND)) => {
+                Some((RegionType::CCW, RegionType::ASYNC)) => {
                     command = Some(sized::<AsyncRegion>("asynchronous-command", found)?);
                 }
-                Some((TYPE_CCW, SCHIB)) => schib = Some(sized::<SchibRegion>("SCHIB", found)?),
-                Some((TYPE_CCW, CRW)) => crw = Some(sized::<CrwRegion>("CRW", found)?),
+                Some((RegionType::CCW, RegionType::SCHIB)) => {
+                    schib = Some(sized::<SchibRegion>("SCHIB", found)?)
+                }
+                Some((RegionType::CCW, RegionType::CRW)) => {
+                    crw = Some(sized::<CrwRegion>("CRW", found)?)
+                }
                 // A later kernel's.
                 _ => {}
             }
@@ -144,9 +139,7 @@ impl Device {
         };
         if flags & DeviceInfo::RESET != 0 {
             // The region still has what an earlier user left there.
-            device
-                .reset()
-                .map_err(|errno| DeviceError::Info(io::Error::from_raw_os_error(errno.0)))?;
+            device.reset().map_err(|errno| DeviceError::Info(errno.into()))?;
         }
         Ok(device)
     }
@@ -252,7 +245,8 @@ impl Device {
 
     fn set_irq(&self, irq: Irq, eventfd: Option<&dyn AsRawFd>) -> Result<(), Errno> {
         let eventfd = eventfd.map(AsRawFd::as_raw_fd);
-        ioctl::set_eventfd(self.file.as_fd(), irq as u32, eventfd).map_err(|error| errno(&error))
+        ioctl::set_eventfd(self.file.as_fd(), irq as u32, eventfd)
+            .map_err(|error| Errno::from(&error))
     }
 
     fn read<T: FromBytes + IntoBytes>(&self, offset: u64) -> Result<T, Errno> {
@@ -262,7 +256,7 @@ impl Device {
             Ok(read) if read == size_of::<T>() => Ok(block),
             // The driver gives what was asked for, or nothing.
             Ok(_) => Err(Errno(libc::EIO)),
-            Err(error) => Err(errno(&error)),
+            Err(error) => Err(Errno::from(&error)),
         }
     }
 
@@ -274,7 +268,7 @@ impl Device {
         match self.file.write_at(block.as_bytes(), offset) {
             Ok(written) if written == size_of::<T>() => Ok(()),
             Ok(_) => Err(Errno(libc::EIO)),
-            Err(error) => Err(errno(&error)),
+            Err(error) => Err(Errno::from(&error)),
         }
     }
 }
@@ -286,10 +280,6 @@ fn sized<T>(name: &'static str, region: Region) -> Result<u64, DeviceError> {
         true => Ok(region.offset),
         false => Err(DeviceError::RegionSize { name, size: region.size, expected }),
     }
-}
-
-fn errno(error: &io::Error) -> Errno {
-    Errno(error.raw_os_error().unwrap_or(libc::EIO))
 }
 
 impl Regions for Device {
@@ -311,7 +301,7 @@ impl Regions for Device {
     }
 
     fn read_irb(&self) -> Result<IrbHead, Errno> {
-        self.read(self.io + IRB)
+        self.read(self.io + IoRegion::IRB)
     }
 
     fn write_command(&self, function: Function) -> Result<(), Errno> {
@@ -330,7 +320,7 @@ impl Regions for Device {
     }
 
     fn reset(&self) -> Result<(), Errno> {
-        ioctl::reset(self.file.as_fd()).map_err(|error| errno(&error))
+        ioctl::reset(self.file.as_fd()).map_err(|error| Errno::from(&error))
     }
 }
 

@@ -6,15 +6,12 @@ use std::mem::size_of;
 use vfio_ccw_pinning::pinner::capability;
 use zerocopy::FromBytes;
 
+use crate::backend::{RegionInfo, RegionType};
+
 use super::ioctl::RegionHead;
 
 /// Bytes of the shortest answer: no capabilities.
 const LEAST: usize = size_of::<RegionHead>();
-
-/// `VFIO_REGION_INFO_FLAG_CAPS`: there are capabilities.
-const HAS_CAPABILITIES: u32 = 1 << 3;
-/// `VFIO_REGION_INFO_CAP_TYPE`, whose body is type and subtype.
-const TYPE: u16 = 2;
 
 /// A region of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,10 +38,10 @@ impl Region {
 
 /// Follows the chain of capabilities.
 fn kind_in(answer: &[u8], head: &RegionHead) -> Option<(u32, u32)> {
-    if head.flags & HAS_CAPABILITIES == 0 {
+    if head.flags & RegionInfo::CAPS == 0 {
         return None;
     }
-    let body = capability::find(answer, LEAST, head.cap_offset, TYPE)?;
+    let body = capability::find(answer, LEAST, head.cap_offset, RegionType::ID)?;
     let ([kind, subtype], _) = <[u32; 2]>::read_from_prefix(body).ok()?;
     Some((kind, subtype))
 }
@@ -130,7 +127,7 @@ mod tests {
         ) {
             let len = bytes.len() as u32;
             bytes[..4].copy_from_slice(&len.to_ne_bytes());
-            bytes[4..8].copy_from_slice(&HAS_CAPABILITIES.to_ne_bytes());
+            bytes[4..8].copy_from_slice(&RegionInfo::CAPS.to_ne_bytes());
             bytes[12..16].copy_from_slice(&first.to_ne_bytes());
             if let Some((kind, _)) = region_of(&bytes).kind {
                 prop_assert!(bytes.windows(4).any(|word| word == kind.as_bytes()));

@@ -21,9 +21,6 @@ const IOVA: u32 = 16 << 20;
 /// Bytes of it: the driver reads 2 KiB where a program begins.
 const BYTES: u64 = 64 << 10;
 
-/// Where the IRB begins in the I/O region.
-const IRB: u64 = std::mem::offset_of!(IoRegion, irb) as u64;
-
 /// Runs SENSE ID for `time` by system calls, and then for as long through io_uring; what each took. Nothing
 /// of the latter, where there is no io_uring.
 pub(super) fn run(
@@ -92,7 +89,7 @@ async fn by_uring(
         }
         let (read, buffer) = signals.read_at(count, 0).await;
         (_, count) = (read?, buffer);
-        let (read, buffer) = file.read_at(irb, device.io_offset() + IRB).await;
+        let (read, buffer) = file.read_at(irb, device.io_offset() + IoRegion::IRB).await;
         (_, irb) = (read?, buffer);
         took.push(begin.elapsed().as_nanos() as u64);
     }

@@ -120,13 +120,8 @@ impl<S: Subject> Channel<'_, S> {
 
     fn perform_functions(&mut self, status: ScswFlags) {
         while let Some(function) = self.function_pending() {
-            let control = status
-                | match function {
-                    Function::Halt => ScswFlags::HALT_FUNCTION,
-                    Function::Clear => ScswFlags::CLEAR_FUNCTION,
-                };
             self.present(
-                control,
+                status | function.control(),
                 |subject, irb, tell| subject.perform(function, irb, tell),
                 |said| Operation::Perform { function, said },
             );
