@@ -1,19 +1,20 @@
 //! Rings and doorbells between vCPU threads and the threads that serve them.
 //!
-//! Nothing here knows about channel I/O: entries are any `T: Send`. Five parts, each in its own
-//! module:
+//! Nothing here knows about channel I/O: entries are any `T: Send`, and 64 bytes between processes. Six
+//! parts, each in its own module:
 //!
 //! | module | shape | for |
 //! |---|---|---|
 //! | [`spsc`] | one producer, one consumer, bounded | a stage that feeds exactly one other stage |
 //! | [`submission`] | many producers, one consumer, bounded | vCPU threads starting work on one device |
 //! | [`completion`] | many producers, one consumer, never refuses | shards reporting back to the VMM |
+//! | [`lane`] | one producer, one consumer, bounded, in shared memory | a shard and a device server that do not trust each other |
 //! | [`doorbell`] | set of ready indices with a wake-up | telling a shard which rings to look at |
 //! | [`marks`] | set of indices | what a doorbell marks; which interruptions are pending |
 //!
 //! [`wait`] decides whether a thread looks or sleeps while there is nothing.
 //! [`wakeup`] holds the protocol by which a producer avoids the system call while the consumer is
-//! running; [`doorbell`] and [`completion`] are built on it.
+//! running; [`doorbell`] and [`completion`] are built on it, and [`lane`] has it in shared memory.
 //!
 //! # What holds everywhere
 //!
@@ -77,6 +78,7 @@
 
 pub mod completion;
 pub mod doorbell;
+pub mod lane;
 pub mod marks;
 pub mod prefetch;
 pub mod spsc;
@@ -93,6 +95,7 @@ mod sync;
 pub use completion::{CompletionReceiver, CompletionSender};
 pub use doorbell::Doorbell;
 pub use full::Full;
+pub use lane::{LaneReceiver, LaneSender};
 pub use marks::Marks;
 pub use submission::{Intake, Submitter};
 pub use wait::WaitStrategy;
