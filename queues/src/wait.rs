@@ -56,8 +56,15 @@ impl WaitStrategy {
     /// waits for, and it is [`WaitStrategy::Sleep`].
     #[must_use]
     pub fn on_this_machine(self) -> Self {
+        self.among(2)
+    }
+
+    /// This strategy where there are processors for as many `threads` that wait for each other; with fewer it
+    /// is [`WaitStrategy::Sleep`], as whoever looks keeps away whom it waits for.
+    #[must_use]
+    pub fn among(self, threads: usize) -> Self {
         match std::thread::available_parallelism() {
-            Ok(processors) if processors.get() == 1 => WaitStrategy::Sleep,
+            Ok(processors) if processors.get() < threads => WaitStrategy::Sleep,
             _ => self,
         }
     }
