@@ -48,6 +48,7 @@
 pub mod architecture;
 pub mod backend;
 pub mod channel_subsystem;
+pub mod confinement;
 #[cfg(feature = "load")]
 pub mod engine;
 pub mod service;
