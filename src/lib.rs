@@ -56,6 +56,7 @@ mod shadow;
 pub mod subchannel;
 pub mod translation;
 mod turn;
+pub mod vfio_user;
 pub mod volume;
 mod watch;
 

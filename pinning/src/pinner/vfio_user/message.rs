@@ -63,6 +63,36 @@ pub enum Command {
     MigDataRead = 17,
     /// Writes migration data.
     MigDataWrite = 18,
+    /// Ours, where both sides have agreed upon it: hands over memory for programs and status.
+    CcwLane = 0xcc01,
+}
+
+impl Command {
+    const ALL: [Command; 18] = [
+        Command::Version,
+        Command::DmaMap,
+        Command::DmaUnmap,
+        Command::DeviceGetInfo,
+        Command::DeviceGetRegionInfo,
+        Command::DeviceGetRegionIoFds,
+        Command::DeviceGetIrqInfo,
+        Command::DeviceSetIrqs,
+        Command::RegionRead,
+        Command::RegionWrite,
+        Command::DmaRead,
+        Command::DmaWrite,
+        Command::DeviceReset,
+        Command::RegionWriteMulti,
+        Command::DeviceFeature,
+        Command::MigDataRead,
+        Command::MigDataWrite,
+        Command::CcwLane,
+    ];
+
+    /// The command with this number; `None` where there is none.
+    pub fn of(number: u16) -> Option<Self> {
+        Command::ALL.into_iter().find(|command| *command as u16 == number)
+    }
 }
 
 /// What every message begins with.
@@ -97,6 +127,11 @@ impl Header {
     /// The reply to `self` that says that it failed, by error number.
     pub fn refusal(&self, errno: u32) -> Self {
         Header { flags: REPLY | ERROR, error: errno, ..self.reply(0) }
+    }
+
+    /// Whether it is a reply that says that the command failed.
+    pub fn is_refusal(&self) -> bool {
+        self.flags & ERROR != 0
     }
 
     /// Whether it is a command rather than a reply.
