@@ -53,6 +53,7 @@ pub mod confinement;
 pub mod engine;
 pub mod service;
 mod shadow;
+pub mod server;
 pub mod subchannel;
 pub mod translation;
 mod turn;

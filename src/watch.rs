@@ -1,7 +1,7 @@
 //! Waiting for eventfds and rings on the shard's runtime.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use io_uring::IoUring;
@@ -16,6 +16,7 @@ trait OwnsDescriptor: AsRawFd {}
 impl OwnsDescriptor for EventFd {}
 impl OwnsDescriptor for Arc<Door> {}
 impl OwnsDescriptor for IoUring {}
+impl OwnsDescriptor for OwnedFd {}
 
 /// Watches an eventfd for signals.
 ///
@@ -23,6 +24,15 @@ impl OwnsDescriptor for IoUring {}
 ///
 /// The system's: out of memory, or too many watches.
 pub(crate) fn eventfd(fd: EventFd) -> io::Result<AsyncFd<EventFd>> {
+    register(fd)
+}
+
+/// Watches a descriptor for something to read.
+///
+/// # Errors
+///
+/// As [`eventfd`].
+pub(crate) fn descriptor(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     register(fd)
 }
 

@@ -1,12 +1,12 @@
 //! The three interrupts of a vfio-ccw device, and `VFIO_DEVICE_SET_IRQS`.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::ReadWriteFlags;
 
-use super::Errno;
+use super::{Errno, bell};
 
 /// Which interrupt; the numbers are the kernel's `VFIO_CCW_*_IRQ_INDEX`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,22 +106,24 @@ impl Irqs {
         Ok(())
     }
 
+    /// A signal that the user has not taken is taken back.
+    pub(super) fn unsignal(&self, irq: Irq) {
+        self.eventfds[irq as usize].iter().for_each(take_back);
+    }
+
     /// Adds one to the eventfd, if there is one. A counter that is full signals as it is, and writing to
     /// it would wait for its reader. As in the kernel, nobody hears of what else goes wrong with it.
     pub(super) fn signal(&self, irq: Irq) {
-        if let Some(mut eventfd) = self.eventfds[irq as usize].as_ref()
-            && has_room(eventfd)
-        {
-            let _ = eventfd.write(&1u64.to_ne_bytes());
-        }
+        self.eventfds[irq as usize].iter().for_each(bell::ring);
     }
 }
 
-/// Whether the counter can take one more.
-fn has_room(eventfd: &File) -> bool {
-    let mut polled = [PollFd::new(eventfd, PollFlags::OUT)];
-    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-    poll(&mut polled, Some(&at_once)).is_ok_and(|ready| ready == 1)
+/// Takes back what the eventfd counts, without ever waiting, whatever its user has made of it.
+fn take_back(eventfd: &File) {
+    let mut count = [0; 8];
+    let mut into = [io::IoSliceMut::new(&mut count)];
+    // -1: as read(2).
+    let _ = rustix::io::preadv2(eventfd, &mut into, u64::MAX, ReadWriteFlags::NOWAIT);
 }
 
 /// Whether this is an eventfd: bytes that are written to anything else would not be a signal. The kernel
@@ -135,6 +137,7 @@ fn is_eventfd(descriptor: &OwnedFd) -> bool {
 mod tests {
     use super::*;
     use rustix::event::EventfdFlags;
+    use std::io::{Read, Write};
 
     const TRIGGER: u32 = 32;
 
@@ -150,7 +153,7 @@ mod tests {
 
     fn count(mut eventfd: &File) -> Option<u64> {
         let mut bytes = [0; 8];
-        std::io::Read::read(&mut eventfd, &mut bytes).ok()?;
+        eventfd.read_exact(&mut bytes).ok()?;
         Some(u64::from_ne_bytes(bytes))
     }
 
@@ -182,7 +185,7 @@ mod tests {
         let mut irqs = Irqs::default();
         irqs.set(&set(4 | TRIGGER, 0), IrqData::EventFd(Some(eventfd))).unwrap();
         irqs.signal(Irq::Io);
-        assert_eq!(count(&seen), Some(full));
+        assert!(count(&seen) >= Some(full));
     }
 
     #[test]

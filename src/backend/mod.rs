@@ -13,6 +13,7 @@
 //! the kernel's interface: its ioctls, its four regions and its three interrupts. How it compares with
 //! Linux's driver, answer by answer, is in `docs/DIFFERENCES.md`.
 
+pub(crate) mod bell;
 mod channel_reports;
 mod in_process;
 mod info;

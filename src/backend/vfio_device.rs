@@ -1,14 +1,18 @@
 //! The software channel subsystem as a whole VFIO device: everything that a user of Linux's vfio-ccw
 //! driver reaches through its file descriptors.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
 
+use vfio_ccw_metrics::DeviceClass;
 use zerocopy::IntoBytes;
 
-use crate::architecture::{Crw, DeviceStatus, Orb, Pmcw, PmcwFlags, Schib, Scsw};
-use crate::channel_subsystem::{Device, Window};
+use crate::architecture::{
+    Crw, DeviceStatus, Function, IrbHead, Orb, Pmcw, PmcwFlags, Schib, Scsw,
+};
+use crate::channel_subsystem::{Device, Entry, Window};
 
 mod functions;
 #[cfg(test)]
@@ -19,8 +23,8 @@ use super::channel_reports::ChannelReports;
 use super::irqs::Irqs;
 use super::windows::Windows;
 use super::{
-    AsyncRegion, CrwRegion, DeviceInfo, Errno, InProcess, IoRegion, Irq, IrqData, IrqInfo, IrqSet,
-    RegionIndex, RegionInfo, SchibRegion,
+    AsyncRegion, Backend, CrwRegion, DeviceInfo, Errno, InProcess, IoRegion, Irq, IrqData, IrqInfo,
+    IrqSet, RegionIndex, RegionInfo, SchibRegion,
 };
 
 /// A device model behind the whole interface of Linux's vfio-ccw driver: regions, interrupts, windows.
@@ -73,6 +77,10 @@ pub struct VfioDevice {
     unsolicited: DeviceStatus,
     /// The device is not there any more.
     is_gone: bool,
+    /// The user takes IRBs one by one instead of being interrupted for them.
+    gathered: Option<VecDeque<IrbHead>>,
+    /// The I/O interrupt was signalled, and the IRB not read since.
+    is_unread: bool,
 }
 
 impl VfioDevice {
@@ -94,6 +102,8 @@ impl VfioDevice {
             stage: Stage::Idle,
             unsolicited: DeviceStatus::empty(),
             is_gone: false,
+            gathered: None,
+            is_unread: false,
         }
     }
 
@@ -159,6 +169,11 @@ impl VfioDevice {
         if self.windows.may_unmap(iova, len)? {
             self.end_program().await;
         }
+        self.unmap_idle(iova, len)
+    }
+
+    /// The same, where no program is in flight.
+    pub(crate) fn unmap_idle(&mut self, iova: u64, len: u64) -> Result<u64, Errno> {
         let bytes = self.windows.unmap(iova, len)?;
         if bytes > 0 {
             // Lets go of the memory now, not at the next start.
@@ -177,6 +192,11 @@ impl VfioDevice {
     /// `EINVAL`: the device is gone.
     pub async fn reset(&mut self) -> Result<(), Errno> {
         self.end_program().await;
+        self.after_reset()
+    }
+
+    /// How a reset ends, when no program is in flight any more.
+    pub(crate) fn after_reset(&self) -> Result<(), Errno> {
         if self.is_gone { Err(Errno::INVALID) } else { Ok(()) }
     }
 
@@ -185,6 +205,31 @@ impl VfioDevice {
     pub async fn close(&mut self) {
         self.end_program().await;
         self.irqs = Irqs::default();
+    }
+
+    /// Its user has gone, and nothing of it is in flight: nothing of what it gave is kept.
+    pub(crate) fn forget_user(&mut self) {
+        self.irqs = Irqs::default();
+        self.windows = Windows::default();
+        self.device.set_memory(Arc::default());
+        self.are_windows_new = true;
+        self.gathered = None;
+        self.is_unread = false;
+    }
+
+    /// What kind of device it is.
+    pub(crate) fn class(&self) -> DeviceClass {
+        self.device.class()
+    }
+
+    /// The last IRB, in the I/O region.
+    pub(crate) fn last_irb(&self) -> &IrbHead {
+        &self.io.irb.head
+    }
+
+    /// Bytes read from and written to the medium since this was last asked.
+    pub(crate) fn take_moved(&mut self) -> (u64, u64) {
+        self.device.take_moved()
     }
 
     /// pread(2): reads the region that `offset` lies in, from there on. A read of the CRW region, however
@@ -201,7 +246,10 @@ impl VfioDevice {
             return Err(Errno::INVALID);
         }
         match region {
-            RegionIndex::Io => bytes.copy_from_slice(&self.io.as_bytes()[offset..end]),
+            RegionIndex::Io => {
+                bytes.copy_from_slice(&self.io.as_bytes()[offset..end]);
+                self.is_unread &= end <= IoRegion::IRB as usize;
+            }
             RegionIndex::Async => bytes.copy_from_slice(&self.command.as_bytes()[offset..end]),
             RegionIndex::Schib if self.is_gone => return Err(Errno::NO_DEVICE),
             RegionIndex::Schib => {
@@ -261,6 +309,56 @@ impl VfioDevice {
             Ok(left) => Ok(left),
             Err(_) => Err(Errno(ret_code.wrapping_neg())),
         }
+    }
+
+    /// What a write of the whole I/O region does that asks for this.
+    ///
+    /// # Errors
+    ///
+    /// As [`VfioDevice::write`]; and `EIO` for a resumption where no program is suspended.
+    pub(crate) fn start_program(&mut self, orb: &Orb, entry: Entry) -> Result<(), Errno> {
+        if entry == Entry::Resume && !matches!(self.stage, Stage::Suspended(_)) {
+            // In the region the kernel's driver would take this for a start. Here it is known what is meant.
+            return Err(Errno::IO);
+        }
+        self.io.orb = *orb;
+        self.io.scsw = IoRegion::function(entry);
+        self.start().map(drop)
+    }
+
+    /// What a write of the asynchronous-command region does that asks for this.
+    ///
+    /// # Errors
+    ///
+    /// As [`VfioDevice::write`].
+    pub(crate) fn perform(&mut self, function: Function) -> Result<(), Errno> {
+        self.command = AsyncRegion::ask(function);
+        self.act()
+    }
+
+    /// IRBs are to be taken with [`VfioDevice::take_irb`] from now on, and no interrupt tells of them.
+    pub(crate) fn gather(&mut self) {
+        self.gathered = Some(VecDeque::new());
+    }
+
+    /// The next IRB.
+    pub(crate) fn take_irb(&mut self) -> Option<IrbHead> {
+        self.gathered.as_mut()?.pop_front()
+    }
+
+    /// Signals the I/O interrupt, where IRBs are taken one by one and there are some.
+    pub(crate) fn signal_io(&self) {
+        self.irqs.signal(Irq::Io);
+    }
+
+    /// A signal of the I/O interrupt that its user has not taken is taken back: there will be no IRB for it.
+    pub(crate) fn unsignal_io(&self) {
+        self.irqs.unsignal(Irq::Io);
+    }
+
+    /// Whether there is an IRB that its user was told of and has not read.
+    pub(crate) fn is_unread(&self) -> bool {
+        self.is_unread
     }
 
     /// Whether [`VfioDevice::run`] has something to do.

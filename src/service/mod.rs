@@ -47,7 +47,7 @@ mod queue;
 mod quiesce;
 pub(crate) mod refusal;
 mod runner;
-mod runtime;
+pub(crate) mod runtime;
 mod save;
 mod shard;
 mod state;

@@ -87,7 +87,7 @@ impl Refusal {
     }
 
     /// How it is counted.
-    pub(super) fn outcome(&self) -> Outcome {
+    pub(crate) fn outcome(&self) -> Outcome {
         match self {
             Refusal::Hold(_) | Refusal::NoShadow { .. } => Outcome::RefusedBudget,
             Refusal::Unfetched => Outcome::ProgramCheck,
@@ -122,7 +122,7 @@ fn channel_status(errno: Errno) -> SubchannelStatus {
 }
 
 /// How a program that ran is counted.
-pub(super) fn outcome(scsw: &Scsw) -> Outcome {
+pub(crate) fn outcome(scsw: &Scsw) -> Outcome {
     let channel = scsw.subchannel_status() - SubchannelStatus::PROGRAM_CONTROLLED;
     if scsw.deferred_cc() != 0 {
         Outcome::DeferredCc

@@ -110,7 +110,7 @@ fn try_uring() -> io::Result<()> {
 }
 
 /// A current-thread runtime with local tasks, made and used on one thread.
-pub(super) enum Runtime {
+pub(crate) enum Runtime {
     Uring(tokio_uring::Runtime),
     Epoll(tokio::runtime::Runtime, LocalSet),
 }
@@ -119,7 +119,7 @@ impl Runtime {
     /// # Errors
     ///
     /// The system has no ring, epoll or memory to give.
-    pub(super) fn new(driver: Driver) -> io::Result<Self> {
+    pub(crate) fn new(driver: Driver) -> io::Result<Self> {
         Ok(match driver {
             Driver::IoUring => Runtime::Uring(tokio_uring::Runtime::new(
                 tokio_uring::builder().entries(URING_ENTRIES),
@@ -131,7 +131,7 @@ impl Runtime {
         })
     }
 
-    pub(super) fn block_on<F: Future>(&self, future: F) -> F::Output {
+    pub(crate) fn block_on<F: Future>(&self, future: F) -> F::Output {
         match self {
             Runtime::Uring(runtime) => runtime.block_on(future),
             Runtime::Epoll(runtime, local) => runtime.block_on(local.run_until(future)),

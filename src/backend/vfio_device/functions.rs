@@ -1,10 +1,12 @@
 //! The subchannel of a VFIO device: what START, HALT and CLEAR SUBCHANNEL do to it, and what becomes of the
 //! program in flight.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use crate::architecture::{Function, IrbHead, Orb, OrbFlags, Scsw, ScswFlags, SubchannelStatus};
+use crate::backend::irqs::Irqs;
 use crate::backend::{AsyncRegion, Backend, Errno, IoRegion, Irq};
 use crate::channel_subsystem::{Entry, performed};
 
@@ -34,11 +36,18 @@ impl VfioDevice {
     /// [`VfioDevice::run`] as a poll function.
     pub fn poll_run(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Stage::Runs(order) = self.stage else { return Poll::Ready(()) };
-        let (io, irqs, orb) = (&mut self.io, &self.irqs, &self.started);
+        let (mut teller, orb) = (
+            Teller {
+                io: &mut self.io,
+                irqs: &self.irqs,
+                gathered: &mut self.gathered,
+                is_unread: &mut self.is_unread,
+            },
+            &self.started,
+        );
         let polled = self.device.poll_interrupt(cx, false, &mut |irb| {
             if order.is_none() {
-                store(io, as_started(irb, orb));
-                irqs.signal(Irq::Io);
+                teller.tell(as_started(irb, orb));
             }
         });
         // Signals are not the device's own: there is nothing that could fail.
@@ -150,7 +159,7 @@ impl VfioDevice {
     }
 
     /// The program in flight is over, or ends in `run`, without an interrupt.
-    pub(super) fn vanish(&mut self) {
+    pub(crate) fn vanish(&mut self) {
         if let Stage::Runs(_) = self.stage {
             self.device.stop(Function::Clear);
             self.stage = Stage::Runs(Some(Order::Vanish));
@@ -168,11 +177,16 @@ impl VfioDevice {
     /// stay in the status of whatever comes.
     fn interrupt(&mut self, mut irb: IrbHead) {
         irb.scsw = irb.scsw.with_controls_of(&self.started);
-        store(&mut self.io, irb);
         let taken =
             ScswFlags::FUNCTION_CONTROL | ScswFlags::ACTIVITY_CONTROL | ScswFlags::STATUS_CONTROL;
         self.scsw = irb.scsw.without_flags(taken);
-        self.irqs.signal(Irq::Io);
+        let mut teller = Teller {
+            io: &mut self.io,
+            irqs: &self.irqs,
+            gathered: &mut self.gathered,
+            is_unread: &mut self.is_unread,
+        };
+        teller.tell(irb);
     }
 
     pub(super) fn present_unsolicited(&mut self) {
@@ -217,10 +231,27 @@ impl VfioDevice {
     }
 }
 
-/// Stores an IRB where the user sees it. The interrupt writes no more than that: Linux's `struct irb` has no
-/// extended-measurement word, and what stands in its place stays.
-fn store(io: &mut IoRegion, irb: IrbHead) {
-    io.irb.head = irb;
+/// Where IRBs go.
+struct Teller<'a> {
+    io: &'a mut IoRegion,
+    irqs: &'a Irqs,
+    gathered: &'a mut Option<VecDeque<IrbHead>>,
+    is_unread: &'a mut bool,
+}
+
+impl Teller<'_> {
+    /// Stores an IRB where the user sees it, and signals. The interrupt writes no more than that: Linux's
+    /// `struct irb` has no extended-measurement word, and what stands in its place stays.
+    fn tell(&mut self, irb: IrbHead) {
+        self.io.irb.head = irb;
+        match self.gathered {
+            Some(gathered) => gathered.push_back(irb),
+            None => {
+                *self.is_unread = true;
+                self.irqs.signal(Irq::Io);
+            }
+        }
+    }
 }
 
 /// An IRB of the channel, with the controls of the ORB that the user started.
