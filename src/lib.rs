@@ -51,9 +51,9 @@ pub mod channel_subsystem;
 pub mod confinement;
 #[cfg(feature = "load")]
 pub mod engine;
+pub mod server;
 pub mod service;
 mod shadow;
-pub mod server;
 pub mod subchannel;
 pub mod translation;
 mod turn;

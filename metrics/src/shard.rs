@@ -92,6 +92,8 @@ counters! {
             "Times a device of the host's presented status of its own accord.";
         Requests requests "vfio_ccw_device_requests_total"
             "Times the host wanted a device back.";
+        Reconnects reconnects "vfio_ccw_remote_reconnects_total"
+            "Times a device of another process came back after its server had gone.";
         Interrupts interrupts "vfio_ccw_interrupts_total"
             "Device interrupts that a shard handled.";
         WastedPolls wasted_polls "vfio_ccw_wasted_polls_total"

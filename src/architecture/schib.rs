@@ -130,6 +130,12 @@ impl Pmcw {
         }
     }
 
+    /// The same word where no path is available.
+    pub(crate) fn without_paths(mut self) -> Self {
+        self.pam = 0;
+        self
+    }
+
     /// The same word with the channel paths of `other`: those that there are, their masks and their
     /// identifiers.
     pub fn with_paths_of(mut self, other: &Pmcw) -> Self {

@@ -7,6 +7,7 @@
 //! | the same, running on its own and signalling an eventfd | `signalled.rs` |
 //! | what both share with their starter | `port.rs` |
 //! | devices of the kernel's vfio-ccw | `kernel/` |
+//! | devices in another process, over vfio-user | `remote/` |
 //! | driving a device over regions and interrupts that somebody else serves | `regions.rs`, `passthrough.rs` |
 //!
 //! [`VfioDevice`] (`vfio_device.rs`) is the software channel subsystem as a whole VFIO device, for users of
@@ -23,6 +24,7 @@ mod passthrough;
 mod port;
 pub mod region;
 mod regions;
+pub mod remote;
 mod signalled;
 mod vfio_device;
 mod windows;
@@ -119,6 +121,11 @@ pub(crate) trait Backend {
 
     /// Whether the device runs by itself and interrupts, so that it may be looked at meanwhile.
     fn is_apart(&self) -> bool;
+
+    /// Whether a device that is apart has to be looked at one by one.
+    fn is_looked_at(&self) -> bool {
+        self.is_apart()
+    }
 
     /// Waits for the I/O interrupt that tells of the program's end or suspension. `looks`: asks the
     /// device, also where it seems not to have interrupted yet. `intermediate` is given the status of

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use vfio_ccw_pinning::{GuestMap, HostRange};
+use vm_memory::FileOffset;
 
 use crate::architecture::SubchannelStatus;
 use crate::shadow::{Arena, GUEST_IOVA, PROTECTED_IOVA};
@@ -51,6 +52,8 @@ pub struct Window {
     iova: u64,
     host: HostRange,
     access: WindowAccess,
+    /// The file that `host` is mapped from, and where in it, where that is known.
+    file: Option<FileOffset>,
     /// Keeps `host` mapped.
     _mapping: Arc<dyn Any + Send + Sync>,
 }
@@ -58,7 +61,24 @@ pub struct Window {
 impl Window {
     /// A window at `iova` over `host`, which `mapping` keeps mapped. Programs may fetch and store.
     pub fn new(iova: u64, host: HostRange, mapping: Arc<dyn Any + Send + Sync>) -> Self {
-        Window { iova, host, access: WindowAccess::all(), _mapping: mapping }
+        Window { iova, host, access: WindowAccess::all(), file: None, _mapping: mapping }
+    }
+
+    /// The same window, over memory that another process can map from `file`.
+    pub(crate) fn with_file(mut self, file: Option<FileOffset>) -> Self {
+        self.file = file;
+        self
+    }
+
+    /// What another process can map.
+    pub(crate) fn file(&self) -> Option<&FileOffset> {
+        self.file.as_ref()
+    }
+
+    /// Whether the other one is at the same address over the same memory.
+    pub(crate) fn is_same(&self, other: &Window) -> bool {
+        (self.iova, self.host.as_ptr(), self.host.len(), self.access)
+            == (other.iova, other.host.as_ptr(), other.host.len(), other.access)
     }
 
     /// The same window where programs may do only this. What else they try is a protection check.
@@ -106,13 +126,20 @@ impl DmaSpace {
         arena: &Arena,
     ) -> Result<Self, WindowError> {
         let mut space = DmaSpace::default();
-        space.map(Window::new(arena.iova(), arena.host(), arena.mapping()))?;
+        let shadows = Window::new(arena.iova(), arena.host(), arena.mapping());
+        space.map(shadows.with_file(arena.mapping().file_offset().cloned()))?;
         for region in map.regions() {
             let (iova, len) = (region.start(), region.len());
             let iova = iova.checked_add(GUEST_IOVA).ok_or(WindowError::Wraps { iova, len })?;
-            space.map(Window::new(iova, region.host(), mapping.clone()))?;
+            let window = Window::new(iova, region.host(), mapping.clone());
+            space.map(window.with_file(region.file().cloned()))?;
         }
         Ok(space)
+    }
+
+    /// Its windows, by address.
+    pub(crate) fn windows(&self) -> &[Window] {
+        &self.windows
     }
 
     /// Adds a window.

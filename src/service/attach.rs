@@ -5,13 +5,14 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 
-use vfio_ccw_metrics::DeviceClass;
+use vfio_ccw_metrics::{DeviceClass, ShardMetrics};
 use vfio_ccw_queues::submission::Intake;
 
-use crate::architecture::Orb;
+use crate::architecture::{Crw, Orb};
+use crate::backend::remote::{Link, Owner, Port, Remote, RemoteDevice};
 use crate::backend::{Backend, Host, InProcess, Passthrough, Regions, Signalled, kernel};
 use crate::channel_subsystem::{Device, DeviceState, DeviceStateError, Fba, Null};
-use crate::subchannel::{Origin, Request, Shared, Tag};
+use crate::subchannel::{Origin, Reports, Request, Shared, Tag};
 use crate::translation::Policy;
 use crate::volume::{FileIo, Spans, Volume};
 
@@ -36,7 +37,13 @@ pub enum DeviceSpec {
     Model(Model),
     /// A device of the host's: [`DeviceSpec::kernel`].
     Kernel(HostDevice),
+    /// A device of another process: [`DeviceSpec::remote`].
+    Remote(RemoteSpec),
 }
+
+/// A device of another process on its way to a shard.
+#[derive(Clone, Debug)]
+pub struct RemoteSpec(pub(super) Arc<RemoteDevice>);
 
 /// A device of the host's on its way to a shard. It is closed when it is detached, and every copy of this
 /// is gone.
@@ -114,12 +121,30 @@ impl DeviceSpec {
         DeviceSpec::Kernel(HostDevice(Arc::new(device)))
     }
 
+    /// A device that another process serves over vfio-user.
+    ///
+    /// ```no_run
+    /// # use std::path::Path;
+    /// # use vfio_ccw::backend::remote::RemoteDevice;
+    /// # use vfio_ccw::{Completions, DeviceSpec, Service};
+    /// # fn attach(service: &Service) -> Result<(), Box<dyn std::error::Error>> {
+    /// let (delivery, _completions) = Completions::ring(64)?;
+    /// let device = RemoteDevice::connect(Path::new("/run/vfio-ccw/fba0.sock"))?;
+    /// service.attach(DeviceSpec::remote(device), delivery)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn remote(device: RemoteDevice) -> Self {
+        DeviceSpec::Remote(RemoteSpec(Arc::new(device)))
+    }
+
     fn class(&self) -> DeviceClass {
         match self {
             DeviceSpec::Null => DeviceClass::Null,
             DeviceSpec::Fba(_) => DeviceClass::Fba,
             DeviceSpec::Model(model) => model.class,
             DeviceSpec::Kernel(device) => device.0.class(),
+            DeviceSpec::Remote(device) => device.0.class(),
         }
     }
 }
@@ -213,6 +238,66 @@ pub(super) fn attach(context: &Rc<Context>, attachment: Attachment) {
         }
         DeviceSpec::Model(model) => (model.place)(seat, restoring),
         DeviceSpec::Kernel(device) => start_host(seat, device.0, restoring),
+        DeviceSpec::Remote(device) => start_remote(seat, &device.0, restoring),
+    }
+}
+
+/// Starts the task of a device of another process, and the one that has its connection.
+fn start_remote(seat: task::Seat, device: &RemoteDevice, restoring: Option<Restoring>) {
+    // Its histograms are made now, not in the middle of the first request.
+    let _ = seat.context.metrics.class(device.class());
+    let Some(first) = device.take() else {
+        tracing::error!("a remote device was attached twice: its subchannel is not operational");
+        return seat.runner.clone().spawn(task::run_absent(seat));
+    };
+    let owner = RemoteOwner {
+        runner: seat.runner.clone(),
+        shared: seat.shared.clone(),
+        reports: seat.context.plan.reports.clone(),
+        metrics: seat.context.metrics.clone(),
+        was_cut: Cell::new(false),
+    };
+    let memory = seat.view.borrow().dma.clone();
+    let port = Port::new(device.class(), Box::new(owner), memory);
+    let link = Link {
+        port: port.clone(),
+        path: device.path().to_owned(),
+        trunks: seat.context.trunks.clone(),
+        knows_lanes: device.knows_lanes(),
+    };
+    let link = tokio::task::spawn_local(link.run(first)).abort_handle();
+    run(seat, Remote::new(port, link), restoring);
+}
+
+/// The subchannel of a device of another process, as the link to that sees it.
+struct RemoteOwner {
+    runner: Rc<Runner>,
+    shared: Arc<Shared>,
+    reports: Arc<Reports>,
+    metrics: Arc<ShardMetrics>,
+    was_cut: Cell<bool>,
+}
+
+impl Owner for RemoteOwner {
+    fn look(&self) {
+        self.runner.look();
+    }
+
+    fn ring(&self) {
+        self.runner.ring();
+    }
+
+    fn cut(&self, is_cut: bool) {
+        self.shared.set_cut(is_cut);
+        if self.was_cut.replace(is_cut) != is_cut {
+            self.metrics.counters().reconnects.add(u64::from(!is_cut));
+            // The guest looks at the subchannel, and finds its path gone, or back.
+            self.reports.report_subchannel(self.shared.cell().id());
+        }
+    }
+
+    fn report(&self, crw: Crw) {
+        self.reports.report(crw);
     }
 }
 

@@ -9,6 +9,7 @@ use std::task::Waker;
 use quanta::Clock;
 use vfio_ccw_metrics::{DeviceClass, RECORDING, ShardMetrics, Stage};
 
+use crate::backend::remote::Trunks;
 use crate::shadow::Arena;
 use crate::subchannel::Shared;
 use crate::translation::{Policy, Rules};
@@ -41,6 +42,8 @@ pub(super) struct Context {
     pub(super) sampling: Sampling,
     pub(super) in_flight: InFlight,
     pub(super) hold: Hold,
+    /// Lanes to servers of devices.
+    pub(super) trunks: Rc<Trunks>,
     /// Buffers of programs that have ended, for the next ones.
     #[expect(
         clippy::vec_box,
@@ -87,6 +90,7 @@ impl Context {
             sampling: Sampling::default(),
             in_flight: InFlight::default(),
             hold: Hold::default(),
+            trunks: Rc::default(),
             flights: RefCell::default(),
             refusals: Cell::new(0),
             common,
@@ -338,8 +342,9 @@ impl Context {
         }
     }
 
-    /// Delivers all completions that are on their way.
+    /// Delivers all completions that are on their way, and wakes servers for what was started.
     pub(super) fn deliver(&self) {
+        self.trunks.flush();
         let mut full = self.full.borrow_mut();
         full.drain(..).for_each(|outbox| outbox.deliver(&self.clock, &self.metrics));
     }
@@ -369,6 +374,7 @@ impl Context {
 
     /// The dispatcher runs, and sees to all there is before it returns to the runtime.
     pub(super) fn dispatches(&self, now: bool) {
+        self.trunks.gather(now);
         self.dispatches.set(now);
     }
 

@@ -151,7 +151,11 @@ impl Dispatcher {
             context.read_mail();
             context.deliver();
         }
-        rung > usize::from(mailbox) || mailbox && context.live() > 0
+        let reported = context.trunks.drain();
+        if reported {
+            context.deliver();
+        }
+        rung > usize::from(mailbox) || mailbox && context.live() > 0 || reported
     }
 
     /// There is work: a look that was taken for it ends.
@@ -177,14 +181,14 @@ impl Dispatcher {
 
     /// Looks at the doorbell for a microsecond or two, and at the devices that have programs.
     fn look_around(&mut self, context: &Context) -> bool {
-        let looks = if context.in_flight.is_empty() { LOOKS } else { 1 };
+        let looks = if context.in_flight.is_unlooked() { LOOKS } else { 1 };
         for _ in 0..looks {
-            if !self.doorbell().is_idle() {
+            if !self.doorbell().is_idle() || !context.trunks.is_idle() {
                 return true;
             }
             std::hint::spin_loop();
         }
-        if context.in_flight.is_empty() || !context.in_flight.look() {
+        if context.in_flight.is_unlooked() || !context.in_flight.look() {
             return false;
         }
         self.found();
@@ -197,8 +201,18 @@ impl Dispatcher {
         if !self.doorbell().prepare_sleep() {
             return false;
         }
+        if !context.trunks.prepare_sleep() {
+            self.doorbell().awake();
+            return false;
+        }
         self.asleep = true;
+        let called = context.trunks.poll_called(cx).is_ready();
         match self.door.poll_read_ready(cx) {
+            Poll::Pending if called => {
+                // Left over, most likely.
+                self.wake_up(context);
+                false
+            }
             Poll::Pending => {
                 self.waiter.sleep(self.now());
                 context.metrics.counters().sleeps.add(1);
@@ -227,6 +241,7 @@ impl Dispatcher {
     fn wake_up(&mut self, context: &Context) {
         self.asleep = false;
         self.doorbell().awake();
+        context.trunks.awake();
         if self.waiter.is_waiting() {
             self.waiter.wake(self.now(), Some(self.doorbell().rang()));
             self.count_waits(context);

@@ -349,7 +349,7 @@ impl<'a> Passage<'a> {
                 break ended;
             }
             if backend.is_apart() && self.in_flight.is_none() {
-                self.take_off();
+                self.take_off(backend.is_looked_at());
             }
             if self.seat().runner.poll_rung().is_pending() {
                 if rung {
@@ -370,9 +370,9 @@ impl<'a> Passage<'a> {
     }
 
     /// A device has the program, and whoever waits may look at it.
-    fn take_off(&mut self) {
+    fn take_off(&mut self, is_looked_at: bool) {
         let (seat, context) = (self.seat(), &*self.seat().context);
-        let (runner, now) = (seat.runner.clone(), context.clock.raw());
+        let (runner, now) = (is_looked_at.then(|| seat.runner.clone()), context.clock.raw());
         self.in_flight = Some(context.in_flight.take_off(runner, self.accepted.class, now));
     }
 

@@ -15,6 +15,8 @@ use super::runner::Runner;
 #[derive(Default)]
 pub(super) struct InFlight {
     programs: RefCell<Slab<Started>>,
+    /// Those that have to be looked at.
+    looked: Cell<usize>,
     /// How long programs take, by class of device.
     services: [Cell<Forecast>; DeviceClass::COUNT],
     /// Programs that have ended.
@@ -24,7 +26,8 @@ pub(super) struct InFlight {
 }
 
 struct Started {
-    runner: Rc<Runner>,
+    /// What is to be run to look at it, where that has to be done.
+    runner: Option<Rc<Runner>>,
     class: DeviceClass,
     /// Raw clock value.
     at: u64,
@@ -32,13 +35,20 @@ struct Started {
 
 impl InFlight {
     /// A program was started at raw clock value `at` and is waited for. Returns what it goes by.
-    pub(super) fn take_off(&self, runner: Rc<Runner>, class: DeviceClass, at: u64) -> usize {
+    pub(super) fn take_off(
+        &self,
+        runner: Option<Rc<Runner>>,
+        class: DeviceClass,
+        at: u64,
+    ) -> usize {
+        self.looked.set(self.looked.get() + usize::from(runner.is_some()));
         self.programs.borrow_mut().insert(Started { runner, class, at })
     }
 
     /// It is over.
     pub(super) fn land(&self, key: usize, clock: &Clock) {
-        if let Some(Started { class, at, .. }) = self.programs.borrow_mut().try_remove(key) {
+        if let Some(Started { runner, class, at }) = self.programs.borrow_mut().try_remove(key) {
+            self.looked.set(self.looked.get() - usize::from(runner.is_some()));
             let service = &self.services[class.index()];
             let mut forecast = service.get();
             forecast.observe(clock.delta_as_nanos(at, clock.raw()));
@@ -47,8 +57,9 @@ impl InFlight {
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.programs.borrow().is_empty()
+    /// Whether there is none that has to be looked at.
+    pub(super) fn is_unlooked(&self) -> bool {
+        self.looked.get() == 0
     }
 
     /// In how many nanoseconds the first of them will probably end.
@@ -70,7 +81,9 @@ impl InFlight {
     pub(super) fn look(&self) -> bool {
         let before = self.ended.get();
         let mut runners = self.looked_at.borrow_mut();
-        runners.extend(self.programs.borrow().iter().map(|(_, started)| started.runner.clone()));
+        runners.extend(
+            self.programs.borrow().iter().filter_map(|(_, started)| started.runner.clone()),
+        );
         runners.drain(..).for_each(|runner| runner.look());
         self.ended.get() != before
     }

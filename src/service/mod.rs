@@ -62,7 +62,7 @@ use parking_lot::{Mutex, RwLock};
 use vfio_ccw_metrics::{Registry, Totals};
 use vfio_ccw_pinning::{GuestMap, Mode, Pool, PoolError, WholeGuest};
 
-pub use attach::{DeviceSpec, HostDevice, Interrupts, Model};
+pub use attach::{DeviceSpec, HostDevice, Interrupts, Model, RemoteSpec};
 pub use builder::{ServiceBuilder, ServiceError};
 pub use delivery::{Completion, Completions, Delivery, Silent, Trigger};
 pub use drain::DrainError;
@@ -151,8 +151,16 @@ pub enum AttachError {
          devices with AddressSpace::open"
     )]
     OtherAddressSpace,
-    /// A device of the host's is attached already, to this service or to another one.
-    #[error("the device is attached already: open it again")]
+    /// Another process cannot map guest memory.
+    #[error(
+        "guest region {start:#x} has no file that the device's server could map: back guest memory by a shared memfd"
+    )]
+    NotShared {
+        /// Guest address of the region.
+        start: u64,
+    },
+    /// A device of the host's, or of another process, is attached already, to this service or to another one.
+    #[error("the device is attached already: open it, or connect to it, again")]
     AttachedBefore,
     /// The host does not say how its subchannel is.
     #[error("the host's subchannel cannot be read: {0}")]
@@ -217,6 +225,10 @@ impl Service {
             DeviceSpec::Kernel(device) => Some(self.check_host(device)?),
             _ => None,
         };
+        let remote = match &device {
+            DeviceSpec::Remote(device) => Some(self.check_remote(device)?),
+            _ => None,
+        };
         let pinning = self.pinning(options.mode.unwrap_or(self.mode))?;
         let Some(number) = self.table.reserve(options.number) else {
             return Err(self.no_place(options.number));
@@ -230,7 +242,7 @@ impl Service {
         let id = SubchannelId::of(number);
         let (cell, fixed) = match &restored {
             Some(restored) => restored.cell(id),
-            None => options.cell(id, host.as_ref().map(|(schib, _)| schib)),
+            None => options.cell(id, host.as_ref().map(|(schib, _)| schib).or(remote.as_ref())),
         };
         let (shared, intake) = Shared::new(Parts {
             cell,
@@ -243,6 +255,7 @@ impl Service {
             interruptions: self.interruptions.clone(),
             entries: self.ring_entries,
             mode: pinning.mode,
+            has_alerts: host.is_some() || remote.is_some(),
             host: host.map(|(_, regions)| regions),
         });
         let share = options.budget.or(self.share);
@@ -300,6 +313,18 @@ impl Service {
         }
         let regions: Arc<dyn Regions> = device.clone();
         Ok((schib, Arc::downgrade(&regions)))
+    }
+
+    /// Whether a device of another process can be attached; how its subchannel is.
+    fn check_remote(&self, device: &RemoteSpec) -> Result<Schib, AttachError> {
+        let map = self.memory();
+        if let Some(region) = map.regions().iter().find(|region| region.file().is_none()) {
+            return Err(AttachError::NotShared { start: region.start() });
+        }
+        if !device.0.attach() {
+            return Err(AttachError::AttachedBefore);
+        }
+        Ok(*device.0.schib())
     }
 
     /// A place on a shard: they take turns, unless they are full.

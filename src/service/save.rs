@@ -25,9 +25,9 @@ pub enum SaveError {
         /// Number of the subchannel.
         number: u32,
     },
-    /// A device is the host's, and cannot be taken elsewhere.
+    /// A device is the host's, or another process has it: it cannot be taken elsewhere.
     #[error(
-        "the device of subchannel {number:#x} is the host's and stays where it is: detach it before"
+        "the device of subchannel {number:#x} is the host's, or another process has it, and stays where it is: detach it before"
     )]
     Host {
         /// Number of the subchannel.

@@ -54,7 +54,7 @@ impl Subchannel {
     /// * cc 0: the start function is in progress;
     /// * cc 1: status is pending, fetch it with [`Subchannel::tsch`];
     /// * cc 2: a start, halt or clear function is in progress;
-    /// * cc 3: no device, not enabled, no path left in ORB.LPM, or attached to be started otherwise
+    /// * cc 3: no device, not enabled, no path left in ORB.LPM, its server gone, or attached to be started otherwise
     ///   ([`Subchannel::submit`], [`Subchannel::start`]).
     ///
     /// # Errors
@@ -67,7 +67,8 @@ impl Subchannel {
             return Ok(Cc::Cc3);
         }
         // Of the host's paths the host knows: where none is left, that shows in the IRB.
-        let has_path = shared.is_of_host() || orb.lpm() & shared.fixed().pam != 0;
+        let has_path =
+            (shared.is_of_host() || orb.lpm() & shared.fixed().pam != 0) && !shared.is_cut();
         let tag = match shared.cell().ssch(orb.intparm(), has_path) {
             Ok(tag) => tag,
             Err(cc) => return Ok(cc),
@@ -105,6 +106,7 @@ impl Subchannel {
         let pmcw = match self.shared.host_schib() {
             // What QEMU takes over, too (`vfio_ccw_handle_store`).
             Some(host) => pmcw.with_path_states_of(&host.pmcw),
+            None if self.shared.is_cut() => pmcw.without_paths(),
             None => pmcw,
         };
         Schib { pmcw, scsw, ..Schib::default() }

@@ -65,8 +65,12 @@ pub(crate) struct Shared {
     over: AtomicBool,
     /// The host's device behind it, if it is one.
     host: Option<Weak<dyn Regions>>,
+    /// Its device may have status of its own accord.
+    has_alerts: bool,
     /// Its device has status that cannot be told yet.
     alerting: AtomicBool,
+    /// There is no way to its device at present.
+    is_cut: AtomicBool,
     /// The other end of the ring, once the task has ended: what comes in then is refused by whoever
     /// brings it.
     orphan: Mutex<Option<Box<Intake<Request>>>>,
@@ -90,6 +94,8 @@ pub(crate) struct Parts {
     pub(crate) mode: Mode,
     /// The host's device behind it, if it is one.
     pub(crate) host: Option<Weak<dyn Regions>>,
+    /// Its device may have status of its own accord.
+    pub(crate) has_alerts: bool,
 }
 
 impl Shared {
@@ -106,6 +112,7 @@ impl Shared {
             entries,
             mode,
             host,
+            has_alerts,
         } = parts;
         let (submitter, intake) = submission::ring(entries);
         let starts = matches!(delivery, Delivery::Future)
@@ -128,7 +135,9 @@ impl Shared {
             leaving: AtomicBool::new(false),
             over: AtomicBool::new(false),
             host,
+            has_alerts,
             alerting: AtomicBool::new(false),
+            is_cut: AtomicBool::new(false),
             orphan: Mutex::new(None),
         };
         (Arc::new(shared), intake)
@@ -395,7 +404,7 @@ impl Shared {
 
     /// Status was fetched, or the subchannel enabled: its device may have more to tell.
     pub(super) fn look_for_alert(&self) {
-        if !self.is_of_host() {
+        if !self.has_alerts {
             return;
         }
         // Pairs with the fence in `alert`.
@@ -404,6 +413,18 @@ impl Shared {
         if self.alerting.load(Ordering::Relaxed) {
             self.ring();
         }
+    }
+
+    /// There is no way to its device from now on, or there is one again.
+    pub(crate) fn set_cut(&self, is_cut: bool) {
+        // Relaxed: a start that does not see it yet ends with a deferred condition code instead.
+        self.is_cut.store(is_cut, Ordering::Relaxed);
+    }
+
+    /// Whether there is no way to its device.
+    pub(super) fn is_cut(&self) -> bool {
+        // Relaxed: as above.
+        self.is_cut.load(Ordering::Relaxed)
     }
 
     /// Whether the device behind it is the host's.
