@@ -34,6 +34,7 @@ mod at {
     pub(super) const LOCATE: u64 = 0x010;
     pub(super) const CCWS: u64 = 0x020;
     pub(super) const IDAL: u64 = 0x200;
+    pub(super) const CHARACTERISTICS: u64 = 0xc00;
 }
 
 /// Disks on one volume, one a slot.
@@ -57,16 +58,61 @@ impl DiskEngine {
         volume: &Arc<Volume>,
         slots: usize,
     ) -> Result<Self, EngineSetupError> {
+        DiskEngine::over(service, (0..slots).map(|_| DeviceSpec::Fba(volume.clone())))
+    }
+
+    /// Attaches these disks, which are all on one volume, to `service`.
+    ///
+    /// # Errors
+    ///
+    /// As [`DiskEngine::attach`].
+    pub fn over(
+        service: &Service,
+        disks: impl ExactSizeIterator<Item = DeviceSpec>,
+    ) -> Result<Self, EngineSetupError> {
+        let slots = disks.len();
         let (delivery, completions) = Completions::ring(slots.next_power_of_two())?;
-        let disks = (0..slots)
-            .map(|_| service.attach(DeviceSpec::Fba(volume.clone()), delivery.clone()))
-            .collect::<Result<_, _>>()?;
+        let attach = |disk| service.attach(disk, delivery.clone());
         Ok(DiskEngine {
             memory: service.memory().clone(),
-            disks,
+            disks: disks.map(attach).collect::<Result<_, _>>()?,
             completions,
             refused: Vec::with_capacity(slots),
         })
+    }
+
+    /// Asks the disk of `slot`, which does nothing else, how many blocks it has.
+    ///
+    /// # Errors
+    ///
+    /// It does not say, or not within `patience`.
+    pub fn blocks(&mut self, slot: usize, patience: Duration) -> Result<u32, EngineError> {
+        let area = PROGRAMS + slot as u64 * PROGRAM_BYTES;
+        let data = area + at::CHARACTERISTICS;
+        let ccw = Ccw::new(command::READ_DEVICE_CHARACTERISTICS, data as u32, 32);
+        self.put(area + at::CCWS, &ccw.to_format_1())?;
+        let orb = Orb::new((area + at::CCWS) as u32);
+        let closed = |reason: &str| EngineError::Closed { reason: reason.to_owned() };
+        self.disks[slot].submit(&orb, slot as u64).map_err(|error| closed(&error.to_string()))?;
+        let mut done = Vec::new();
+        self.reap(&mut done, Some(patience))?;
+        match done.pop() {
+            None => return Err(closed("the disk does not answer")),
+            Some(load::Completion { outcome: Err(failure), .. }) => {
+                let failure = format!("the disk does not say how large it is: {failure}");
+                return Err(closed(&failure));
+            }
+            Some(load::Completion { outcome: Ok(()), .. }) => {}
+        }
+        let mut characteristics = [0; 32];
+        self.read_guest(data, &mut characteristics)?;
+        let word = |at: usize| characteristics[at..at + 4].try_into().map(u32::from_be_bytes);
+        match (u16::from_be_bytes([characteristics[4], characteristics[5]]), word(14)) {
+            (block, Ok(blocks)) if u64::from(block) == BLOCK && blocks > 0 => Ok(blocks),
+            (block, _) => {
+                Err(closed(&format!("no FBA disk with blocks of {BLOCK} bytes, but {block}")))
+            }
+        }
     }
 
     /// First guest address behind the program areas of `slots` slots: buffers may start there.

@@ -13,6 +13,7 @@ use vfio_ccw::volume::{BLOCK, Volume};
 use vfio_ccw_load::units::Bytes;
 use vfio_ccw_load::{Completion, Direction, Engine, Request};
 
+use super::disks::{Disks, Remote};
 use super::options::ServiceOptions;
 use super::{Failure, guest, interrupt, say, tell};
 
@@ -26,8 +27,15 @@ const STALL: Duration = Duration::from_secs(30);
 #[derive(Debug, clap::Args)]
 pub(super) struct CopyOut {
     /// The raw image that is the volume.
-    #[arg(long, value_name = "FILE")]
-    image: PathBuf,
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "remote",
+        conflicts_with = "remote"
+    )]
+    image: Option<PathBuf>,
+    #[command(flatten)]
+    remote: Remote,
     /// The file to write; what is in it is replaced.
     #[arg(value_name = "OUT")]
     out: PathBuf,
@@ -66,7 +74,10 @@ struct How {
 impl CopyOut {
     /// Runs it.
     pub(super) fn run(&self) -> Result<bool, Failure> {
-        let volume = Arc::new(Volume::open(&self.image, true)?);
+        let volume = match &self.image {
+            Some(image) => Some(Arc::new(Volume::open(image, true)?)),
+            None => None,
+        };
         let failed = |error: io::Error| format!("{}: {error}", self.out.display());
         // Not truncated before it is known to be another file than the image.
         let out = OpenOptions::new()
@@ -75,10 +86,15 @@ impl CopyOut {
             .truncate(false)
             .open(&self.out)
             .map_err(failed)?;
-        refuse_same(&volume, &out, &self.out)?;
-        out.set_len(volume.bytes()).map_err(failed)?;
-        let bytes = volume.bytes();
-        let done = self.how.copy(&volume, Direction::Read, &out, &self.out, bytes)?;
+        let disks = match (volume, &self.remote.remote) {
+            (Some(volume), _) => {
+                refuse_same(&volume, &out, &self.out)?;
+                Disks::Local(volume)
+            }
+            (None, Some(path)) => self.remote.connect(path, self.how.subchannels.into())?,
+            (None, None) => return Err("--image or --remote is needed".into()),
+        };
+        let done = self.how.copy(disks, Direction::Read, &out, &self.out, None)?;
         out.sync_data().map_err(failed)?;
         Ok(done)
     }
@@ -101,6 +117,7 @@ impl CopyIn {
             image.set_len(bytes)?;
         }
         let volume = Arc::new(Volume::open(&self.image, false)?);
+        let disks = Disks::Local(volume.clone());
         refuse_same(&volume, &input, &self.input)?;
         if volume.bytes() < bytes {
             return Err(format!(
@@ -112,7 +129,7 @@ impl CopyIn {
             )
             .into());
         }
-        let done = self.how.copy(&volume, Direction::Write, &input, &self.input, bytes)?;
+        let done = self.how.copy(disks, Direction::Write, &input, &self.input, Some(bytes))?;
         volume.sync()?;
         Ok(done)
     }
@@ -134,18 +151,22 @@ fn refuse_same(volume: &Volume, file: &File, path: &Path) -> Result<(), Failure>
 impl How {
     fn copy(
         &self,
-        volume: &Arc<Volume>,
+        disks: Disks,
         direction: Direction,
         file: &File,
         path: &Path,
-        bytes: u64,
+        bytes: Option<u64>,
     ) -> Result<bool, Failure> {
         let stop = interrupt::stop_flag()?;
-        let slots = usize::from(self.subchannels);
+        let slots = disks.count(self.subchannels.into());
         let base = DiskEngine::buffers_base(slots);
         let memory = guest::memory((base + slots as u64 * CHUNK).next_multiple_of(1 << 20))?;
         let service = self.service.builder(slots).build(memory)?;
-        let engine = DiskEngine::attach(&service, volume, slots)?;
+        let (engine, volume_bytes) = disks.attach(&service, slots)?;
+        let bytes = bytes.unwrap_or(volume_bytes);
+        if direction == Direction::Read {
+            file.set_len(bytes).map_err(|error| format!("{}: {error}", path.display()))?;
+        }
         let mut copy = Copy {
             engine,
             direction,

@@ -8,7 +8,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use super::Failure;
 
 /// Exit status of a process that was interrupted twice, as shells count it.
-const EXIT_INTERRUPTED: i32 = 130;
+pub(super) const EXIT_INTERRUPTED: i32 = 130;
 
 /// A flag that is set when the user wants the job to end.
 pub(super) fn stop_flag() -> Result<Arc<AtomicBool>, Failure> {

@@ -2,12 +2,14 @@
 
 mod copy;
 mod decode;
+mod disks;
 mod doctor;
 mod guest;
 mod interrupt;
 mod kernel;
 mod options;
 mod run;
+mod serve;
 
 use std::error::Error;
 use std::fmt::Display;
@@ -39,6 +41,10 @@ const EXIT_ERROR: u8 = 2;
         vfio-ccw decode irb 00c04007...              status blocks as text\n  \
         vfio-ccw sense-id 0.0.0313                   what a device of the kernel's vfio-ccw is\n  \
         vfio-ccw --kernel 0.0.0313                   how fast it is asked that, and by the fewest system calls\n  \
+        vfio-ccw serve --device fba:disk.img --socket disk.sock   a disk for VMMs in other processes
+  \
+        vfio-ccw --remote disk.sock                  read it from here (--overwrite: write it, too)
+  \
         vfio-ccw doctor                              what this machine can run, and what to type\n\n\
         Exit status: 0 all right, 1 wrong data or lost requests, 2 could not be done as asked.",
     args_conflicts_with_subcommands = true
@@ -62,6 +68,8 @@ enum Tool {
     Decode(decode::Decode),
     /// Ask a device of the kernel's vfio-ccw what it is.
     SenseId(kernel::SenseId),
+    /// Serve devices to VMMs in other processes, over vfio-user.
+    Serve(serve::Serve),
     /// Look at this machine: what can run here, what is missing, and what to type.
     Doctor(doctor::Doctor),
 }
@@ -106,6 +114,7 @@ pub(crate) fn main() -> ExitCode {
         Some(Tool::CopyIn(copy)) => copy.run(),
         Some(Tool::Decode(decode)) => decode.run(),
         Some(Tool::SenseId(sense_id)) => sense_id.run(),
+        Some(Tool::Serve(serve)) => serve.run(),
         Some(Tool::Doctor(doctor)) => doctor.run(),
     };
     match result {

@@ -21,6 +21,7 @@ use vfio_ccw_load::{
 use vfio_ccw_metrics::{CounterKind, Endpoint, EndpointError, Registry, Snapshot, Stage, Totals};
 use vfio_ccw_pinning::Sizing;
 
+use super::disks::{Disks, Remote};
 use super::kernel::{KernelLoad, Reach};
 use super::options::{MetricsAddress, ServiceOptions, access, bytes};
 use super::{Failure, guest, interrupt, say, tell};
@@ -41,15 +42,17 @@ pub(super) struct Job {
     /// Use this raw image instead of a scratch volume; it is only read, unless --overwrite is given.
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
-    /// Let the job write on the image: its contents are lost.
-    #[arg(long, requires = "image")]
+    #[command(flatten)]
+    remote: Remote,
+    /// Let the job write on the image, or on the disks of the server: what is on them is lost.
+    #[arg(long)]
     overwrite: bool,
     /// Size of the scratch volume.
-    #[arg(long, value_name = "BYTES", value_parser = bytes, default_value = "128MiB", conflicts_with = "image")]
+    #[arg(long, value_name = "BYTES", value_parser = bytes, default_value = "128MiB", conflicts_with_all = ["image", "remote"])]
     size: u64,
     /// Instead of all this, load devices of the kernel's vfio-ccw with SENSE ID, and compare with the fewest
     /// system calls that do the same. May be given several times; see sense-id for what names a device.
-    #[arg(long, value_name = "DEVICE", conflicts_with_all = ["image", "size"])]
+    #[arg(long, value_name = "DEVICE", conflicts_with_all = ["image", "size", "remote"])]
     kernel: Vec<String>,
     #[command(flatten)]
     reach: Reach,
@@ -100,37 +103,45 @@ pub(super) fn run(job: &Job) -> Result<bool, Failure> {
     if !job.kernel.is_empty() {
         return job.kernel_load(&stop);
     }
-    let (volume, _scratch) = job.volume()?;
-    let writes = !volume.is_read_only();
-    let buffers = job.buffers_area();
-    let memory = guest::memory(job.memory_bytes(&buffers)?)?;
-    let service = job.service.builder(job.subchannels).build(memory)?;
-    let mut engine = DiskEngine::attach(&service, &volume, job.subchannels)?;
+    let (disks, volume, _scratch) = job.disks()?;
+    let subchannels = disks.count(job.subchannels);
+    let buffers = job.buffers_area(subchannels);
+    let memory = guest::memory(job.memory_bytes(&buffers, subchannels)?)?;
+    let service = job.service.builder(subchannels).build(memory)?;
+    let (mut engine, bytes) = disks.attach(&service, subchannels)?;
+    let medium = Medium { bytes, writes: job.writes() };
     let endpoint = job.endpoint(service.registry())?;
-    job.announce(&service, &volume, endpoint.as_ref());
+    job.announce(&service, medium, subchannels, endpoint.as_ref());
 
     let seed = job.seed.unwrap_or_else(clock_seed);
     // Known now, not after the pass over the volume.
-    job.workload(&volume, buffers, seed).generator(job.subchannels).map_err(impossible)?;
-    let verified = match writes && !job.skip_verify {
+    job.workload(medium, buffers, seed).generator(subchannels).map_err(impossible)?;
+    let verified = match medium.writes && !job.skip_verify {
         true => {
             let block = verify_block(service.pool().budget_bytes());
-            job.verify(&mut engine, &volume, block, buffers, seed, &stop)?
+            job.verify(&mut engine, medium, block, buffers, seed, &stop)?
         }
         false => true,
     };
     let before = service.totals();
-    let load = job.load(&mut engine, &volume, buffers, seed, &stop)?;
+    let load = job.load(&mut engine, medium, buffers, seed, &stop)?;
     let totals = service.totals().minus(&before);
     drop(endpoint);
 
-    let mut report = JobReport::of(&load, job.subchannels);
+    let mut report = JobReport::of(&load, subchannels);
     complete(&mut report, &service, &totals);
     job.print(&report)?;
-    if writes {
+    if let Some(volume) = volume.filter(|_| medium.writes) {
         volume.sync()?;
     }
     Ok(verified && load.is_clean())
+}
+
+/// What the disks are on.
+#[derive(Clone, Copy, Debug)]
+struct Medium {
+    bytes: u64,
+    writes: bool,
 }
 
 impl Job {
@@ -159,6 +170,12 @@ impl Job {
             )
             .into());
         }
+        if self.overwrite && self.image.is_none() && self.remote.remote.is_none() {
+            return Err(
+                "--overwrite is for --image and --remote: a scratch volume is always written"
+                    .into(),
+            );
+        }
         if self.size == 0 || !self.size.is_multiple_of(512) {
             return Err(format!(
                 "--size is {}: it must be a multiple of 512, and not 0",
@@ -186,7 +203,23 @@ impl Job {
         Ok(true)
     }
 
-    /// The volume; the scratch file vanishes with its handle.
+    /// Whether the job may write.
+    fn writes(&self) -> bool {
+        self.overwrite || self.image.is_none() && self.remote.remote.is_none()
+    }
+
+    /// The disks, and their volume where it is here; the scratch file vanishes with its handle.
+    #[expect(clippy::type_complexity, reason = "the three belong to one caller")]
+    fn disks(
+        &self,
+    ) -> Result<(Disks, Option<Arc<Volume>>, Option<tempfile::NamedTempFile>), Failure> {
+        if let Some(path) = &self.remote.remote {
+            return Ok((self.remote.connect(path, self.subchannels)?, None, None));
+        }
+        let (volume, scratch) = self.volume()?;
+        Ok((Disks::Local(volume.clone()), Some(volume), scratch))
+    }
+
     fn volume(&self) -> Result<(Arc<Volume>, Option<tempfile::NamedTempFile>), Failure> {
         if let Some(image) = &self.image {
             return Ok((Arc::new(Volume::open(image, !self.overwrite)?), None));
@@ -209,24 +242,23 @@ impl Job {
     }
 
     /// Each slot's part of the buffers: room for a transfer of either phase at least.
-    fn buffers_area(&self) -> Buffers {
+    fn buffers_area(&self, subchannels: usize) -> Buffers {
         let least = self.block.max(VERIFY_BLOCK.into()).next_multiple_of(4096);
-        let share = (self.buffers / self.subchannels as u64) & !0xfff;
+        let share = (self.buffers / subchannels as u64) & !0xfff;
         Buffers {
-            base: DiskEngine::buffers_base(self.subchannels),
+            base: DiskEngine::buffers_base(subchannels),
             bytes_per_slot: share.max(least),
             access: Access::Uniform,
         }
     }
 
-    fn memory_bytes(&self, buffers: &Buffers) -> Result<u64, Failure> {
-        let needed = buffers.base + buffers.bytes_per_slot * self.subchannels as u64;
+    fn memory_bytes(&self, buffers: &Buffers, subchannels: usize) -> Result<u64, Failure> {
+        let needed = buffers.base + buffers.bytes_per_slot * subchannels as u64;
         match self.memory {
             None => Ok(needed.next_multiple_of(1 << 20).max(MEMORY)),
             Some(given) if !given.is_multiple_of(4096) => Err(format!("--memory is {given}: it must be a multiple of 4096").into()),
             Some(given) if given < needed => Err(format!(
-                "--memory is {given} but {} subchannels with their buffers need {needed}: give more, or lower --buffers or --subchannels",
-                self.subchannels
+                "--memory is {given} but {subchannels} subchannels with their buffers need {needed}: give more, or lower --buffers or --subchannels"
             )
             .into()),
             Some(given) => Ok(given),
@@ -254,11 +286,17 @@ impl Job {
         }
     }
 
-    fn announce(&self, service: &Service, volume: &Volume, endpoint: Option<&Endpoint>) {
+    fn announce(
+        &self,
+        service: &Service,
+        medium: Medium,
+        subchannels: usize,
+        endpoint: Option<&Endpoint>,
+    ) {
         if self.quiet {
             return;
         }
-        let what = match (&self.image, self.overwrite) {
+        let what = match (self.image.as_ref().or(self.remote.remote.as_ref()), self.overwrite) {
             (Some(path), true) => format!("{} (its contents will be overwritten)", path.display()),
             (Some(path), false) => {
                 format!("{} (read only: give --overwrite to write)", path.display())
@@ -267,8 +305,8 @@ impl Job {
         };
         tell(format_args!(
             "{} FBA disks on {what}, {}; {} guest memory, mode {}, pin budget {}, driver {}",
-            self.subchannels,
-            Bytes(volume.bytes()),
+            subchannels,
+            Bytes(medium.bytes),
             Bytes(service.memory().bytes()),
             service.mode(),
             Bytes(service.pool().budget_bytes()),
@@ -287,13 +325,13 @@ impl Job {
     fn verify(
         &self,
         engine: &mut DiskEngine,
-        volume: &Volume,
+        medium: Medium,
         block: u32,
         buffers: Buffers,
         seed: u64,
         stop: &AtomicBool,
     ) -> Result<bool, Failure> {
-        let pass = WholeVolume { buffers, ..WholeVolume::new(volume.bytes(), block, seed) };
+        let pass = WholeVolume { buffers, ..WholeVolume::new(medium.bytes, block, seed) };
         let report = verify::write_and_read_back(engine, &pass, &mut *self.progress(), stop)
             .map_err(explain)?;
         let to_stdout = self.json.as_deref() == Some(Path::new("-"));
@@ -307,14 +345,14 @@ impl Job {
         Ok(report.is_clean() || report.stopped && faults == 0)
     }
 
-    fn workload(&self, volume: &Volume, buffers: Buffers, seed: u64) -> Workload {
+    fn workload(&self, medium: Medium, buffers: Buffers, seed: u64) -> Workload {
         Workload {
-            read_percent: if volume.is_read_only() { 100 } else { self.read_percent },
+            read_percent: if medium.writes { self.read_percent } else { 100 },
             access: self.access,
             buffers,
             // Not the seed of the pass before: its data must not pass for this load's.
             seed: seed.wrapping_add(1),
-            ..Workload::new(volume.bytes(), self.block as u32)
+            ..Workload::new(medium.bytes, self.block as u32)
         }
     }
 
@@ -322,15 +360,15 @@ impl Job {
     fn load(
         &self,
         engine: &mut DiskEngine,
-        volume: &Volume,
+        medium: Medium,
         buffers: Buffers,
         seed: u64,
         stop: &AtomicBool,
     ) -> Result<closed_loop::LoadReport, Failure> {
-        let workload = self.workload(volume, buffers, seed);
+        let workload = self.workload(medium, buffers, seed);
         let seconds = if stop.load(Ordering::Relaxed) { 1e-3 } else { self.seconds };
         let limit = Limit::duration(Duration::from_secs_f64(seconds));
-        let job = ClosedLoop { limit, verify: !volume.is_read_only(), ..ClosedLoop::new(workload) };
+        let job = ClosedLoop { limit, verify: medium.writes, ..ClosedLoop::new(workload) };
         closed_loop::run(engine, &job, &mut *self.progress(), stop).map_err(explain)
     }
 
