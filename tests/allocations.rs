@@ -5,6 +5,7 @@
 //! exactly zero.
 
 pub mod bench_guest;
+pub mod served;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::backtrace::Backtrace;
@@ -17,9 +18,11 @@ use std::time::Instant;
 
 use bench_guest::fba::{self, Image};
 use bench_guest::{Bench, STALL};
+use served::{BOTH_WAYS, Served};
 use vfio_ccw::architecture::{
     Ccw, CcwFlags, IoInterruption, Midaw, MidawFlags, Orb, OrbFlags, command,
 };
+use vfio_ccw::server::{ServedDevice, Server};
 use vfio_ccw::translation::{Program, Rules};
 use vfio_ccw::{
     Cc, Completions, Delivery, DeviceSpec, Driver, DriverChoice, Interrupts, Mode, Policy, Service,
@@ -119,6 +122,8 @@ struct Case {
     interrupts: Interrupts,
     budget: u64,
     disk: bool,
+    /// Its devices are those of a server, on a thread of this process.
+    remote: Option<served::Way>,
 }
 
 const URING: DriverChoice = DriverChoice::Only(Driver::IoUring);
@@ -138,11 +143,17 @@ fn cases() -> Vec<Case> {
                 interrupts,
                 budget,
                 disk,
+                remote: None,
             };
             cases.push(case("cached", Mode::Cached, ROOMY, Interrupts::Direct));
             cases.push(case("on-demand", Mode::OnDemand, ROOMY, Interrupts::Direct));
             cases.push(case("cached, tight", Mode::Cached, TIGHT, Interrupts::Direct));
             cases.push(case("cached, eventfd", Mode::Cached, ROOMY, Interrupts::EventFd));
+            for way in BOTH_WAYS {
+                let what = format!("cached, remote, {way:?}");
+                let case = case(&what, Mode::Cached, ROOMY, Interrupts::Direct);
+                cases.push(Case { remote: Some(way), ..case });
+            }
         }
     }
     cases
@@ -153,6 +164,7 @@ struct Rig {
     bench: Bench,
     image: Image,
     disk: bool,
+    served: Option<(Served, served::Way)>,
 }
 
 impl Rig {
@@ -163,7 +175,9 @@ impl Rig {
             .mode(case.mode)
             .interrupts(case.interrupts)
             .budget(case.budget);
-        let memory = bench_guest::memory(MEMORY);
+        let region = served::region("guest", 0, MEMORY);
+        let memory = GuestMemoryMmap::from_arc_regions(vec![region]).expect("one region");
+        let memory = Arc::new(memory);
         let service = match builder.build(memory.clone()) {
             Ok(service) => service,
             Err(error @ (ServiceError::IoUring(_) | ServiceError::Memlock { .. })) => {
@@ -179,13 +193,28 @@ impl Rig {
             let buffer = BUFFERS + index * 0x2000 + 0x800;
             fba::put_transfer(&bench, area(index), code, index * 8, 8, buffer);
         }
-        Some(Rig { bench, image, disk: case.disk })
+        let device = |devno| match case.disk {
+            true => ServedDevice::fba(devno, image.volume(false)),
+            false => ServedDevice::null(devno),
+        };
+        let served = case.remote.map(|way| {
+            let devices = (0..WARM_UP_SUBCHANNELS as u16).map(device).collect();
+            let server = Server::new().driver(case.driver);
+            (Served::with(server, devices).expect("the server starts"), way)
+        });
+        Some(Rig { bench, image, disk: case.disk, served })
     }
 
     fn attach(&self, delivery: &Delivery) -> Vec<Subchannel> {
-        let spec = if self.disk { self.image.disk() } else { DeviceSpec::Null };
-        let attach = || self.bench.service.attach(spec.clone(), delivery.clone()).expect("room");
-        (0..WARM_UP_SUBCHANNELS).map(|_| attach()).collect()
+        let spec = |number| match &self.served {
+            Some((served, way)) => DeviceSpec::remote(served.connect(number, *way)),
+            None if self.disk => self.image.disk(),
+            None => DeviceSpec::Null,
+        };
+        let attach = |number| {
+            self.bench.service.attach(spec(number), delivery.clone()).expect("room for it")
+        };
+        (0..WARM_UP_SUBCHANNELS).map(attach).collect()
     }
 
     /// Holds the whole budget until every subchannel has a program that waits for it.

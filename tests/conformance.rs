@@ -1,5 +1,5 @@
 //! One suite for what answers as a vfio-ccw device: Linux's driver, through type1 containers and through
-//! iommufd, and the in-process device.
+//! iommufd, the in-process device, and the same device behind a vfio-user server.
 //!
 //! The cases (`conformance/cases/`) make one line each. What Linux's driver gave stands in
 //! `conformance/linux-6.12.txt` and `linux-6.12-iommufd.txt`, and it must give that again; where another one
@@ -9,6 +9,7 @@
 //! `REAL_DEVICES`: then nothing may be missing. Elsewhere the driver's part is SKIPPED. With
 //! `CONFORMANCE_WRITE=FOLDER` the driver's lines are written there instead of compared.
 
+mod plain_client;
 #[path = "conformance/mod.rs"]
 mod suite;
 
@@ -16,7 +17,7 @@ use suite::differences::{Table, unlisted};
 use suite::driver::{Driver, Memory};
 use suite::lines::Lines;
 use suite::session::Session;
-use suite::{cases, in_process::InProcess};
+use suite::{cases, in_process::InProcess, remote::Remote};
 
 /// What Linux's driver gives, with a type1v2 container and with iommufd.
 const TYPE1: &str = include_str!("conformance/linux-6.12.txt");
@@ -31,6 +32,18 @@ fn the_in_process_device_differs_as_listed() {
     let mut session = Session::new(InProcess::open);
     cases::all(&mut session);
     let table = Table::read(DIFFERENCES, "The in-process device");
+    let problems = unlisted(&Lines::read(TYPE1), &session.into_lines(), &table);
+    assert!(problems.is_empty(), "\n{}", problems.join("\n"));
+}
+
+/// The lines of a device behind a vfio-user server against those of the driver. It is the in-process device
+/// there, so that its list is about the way to it.
+#[test]
+fn the_remote_device_differs_as_listed() {
+    let mut session = Session::new(Remote::open);
+    cases::all(&mut session);
+    let device = Table::read(DIFFERENCES, "The in-process device");
+    let table = device.overlaid(Table::read(DIFFERENCES, "The remote device"));
     let problems = unlisted(&Lines::read(TYPE1), &session.into_lines(), &table);
     assert!(problems.is_empty(), "\n{}", problems.join("\n"));
 }

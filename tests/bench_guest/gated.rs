@@ -8,6 +8,7 @@ use std::task::{Poll, Waker};
 use vfio_ccw::DeviceSpec;
 use vfio_ccw::architecture::{CommandClass, command};
 use vfio_ccw::channel_subsystem::{Data, Device, DeviceState, DeviceStateError, Ending, Sense};
+use vfio_ccw::server::ServedDevice;
 use vfio_ccw_metrics::DeviceClass;
 
 use super::STALL;
@@ -40,6 +41,12 @@ impl Gate {
     pub fn device(self: &Arc<Self>) -> DeviceSpec {
         let gate = self.clone();
         DeviceSpec::model(DeviceClass::Other, move || Gated { gate: gate.clone(), commands: 0 })
+    }
+
+    /// The same, for a server.
+    pub fn served(self: &Arc<Self>, devno: u16) -> ServedDevice {
+        let gate = self.clone();
+        ServedDevice::model(devno, move || Gated { gate, commands: 0 })
     }
 
     /// Lets everything pass from now on.

@@ -7,6 +7,7 @@ pub mod in_process;
 mod ioctl;
 pub mod lines;
 pub mod outcome;
+pub mod remote;
 pub mod session;
 pub mod target;
 mod virtio;

@@ -1,15 +1,17 @@
 //! One run of the suite: a device, its memory and its eventfds, and the lines that the cases give.
 
 use std::fmt::Display;
+use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::fs::{MemfdFlags, memfd_create};
 use vfio_ccw::architecture::{Ccw, Irb, Orb, command};
 use vfio_ccw::backend::{AsyncRegion, IoRegion, Irq, IrqSet, IrqSetFlags, SchibRegion};
 use vfio_ccw_pinning::GuestMap;
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 use zerocopy::IntoBytes;
 
 use super::lines::Lines;
@@ -55,8 +57,12 @@ pub struct Session {
 impl Session {
     /// A device that `open` opens, with its main window and its eventfds.
     pub fn new<T: Target + 'static>(open: impl FnOnce(Arc<GuestMap>) -> T) -> Self {
-        let memory =
-            GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), MAIN + PARTS * PART)]).unwrap();
+        // Of a file, which can be shown to another process.
+        let len = MAIN + PARTS * PART;
+        let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(len as u64).unwrap();
+        let range = (GuestAddress(0), len, Some(FileOffset::new(file, 0)));
+        let memory = GuestMemoryMmap::<()>::from_ranges_with_files([range]).unwrap();
         let map = Arc::new(GuestMap::new(Arc::new(memory)).unwrap());
         let target = Box::new(open(map.clone()));
         let irqs = [(); 3].map(|()| eventfd(0, EventfdFlags::NONBLOCK).unwrap());
@@ -142,7 +148,7 @@ impl Session {
     pub fn counted(&self, irq: Irq) -> u64 {
         let mut count = [0; 8];
         let eventfd = self.irqs[irq as usize].try_clone().unwrap();
-        match std::fs::File::from(eventfd).read_exact(&mut count) {
+        match File::from(eventfd).read_exact(&mut count) {
             Ok(()) => u64::from_ne_bytes(count),
             Err(_) => 0,
         }

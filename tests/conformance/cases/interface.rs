@@ -89,6 +89,8 @@ fn interrupts(session: &mut Session) {
     for (case, set, signal) in rows {
         answer(session, case, &set, signal);
     }
+    // One of them may have taken an eventfd away.
+    session.connect();
 }
 
 /// What SET_IRQS gives, and how often it signals.
