@@ -13,6 +13,11 @@
 //! | [`decode`] | bytes to show as status blocks, CCWs and listings |
 //! | [`options`] | words on the command line |
 //! | [`vfio_user`] | a device in another process that is given windows |
+//! | [`vfio_user_server`] | a client in another process that uses a device |
+//! | [`vfio_user_client`] | the server of a device |
+//! | [`vfio_user_inbox`] | bytes of a connection, in pieces |
+//! | [`vfio_user_version`] | what the other side says that it can |
+//! | [`lane`] | who shares the memory that programs go over |
 //!
 //! The rest is what they share: [`input`] and [`case`] make a case of bytes, [`guest`] is memory in
 //! which every byte is accounted for, [`scripted`] a device, [`bench`] runs programs,
@@ -29,6 +34,7 @@ pub mod fba_disk;
 pub mod guest;
 pub mod input;
 pub mod io_region;
+pub mod lane;
 pub mod mutation;
 pub mod options;
 pub mod policy;
@@ -38,3 +44,7 @@ pub mod seeds;
 pub mod status;
 pub mod unfetched_program;
 pub mod vfio_user;
+pub mod vfio_user_client;
+pub mod vfio_user_inbox;
+pub mod vfio_user_server;
+pub mod vfio_user_version;

@@ -53,6 +53,11 @@ pub fn all() -> Vec<Seed> {
     seeds.extend(regions().into_iter().map(|(name, bytes)| ("io_region", name, bytes)));
     seeds.extend(blocks().into_iter().map(|(name, bytes)| ("decode", name, bytes)));
     seeds.extend(answers().into_iter().map(|(name, bytes)| ("vfio_user", name, bytes)));
+    seeds.extend(clients().into_iter().map(|(name, bytes)| ("vfio_user_server", name, bytes)));
+    seeds.extend(servers().into_iter().map(|(name, it)| ("vfio_user_client", name, it)));
+    seeds.extend(streams().into_iter().map(|(name, bytes)| ("vfio_user_inbox", name, bytes)));
+    seeds.extend(versions().into_iter().map(|(name, it)| ("vfio_user_version", name, it)));
+    seeds.extend(tracks().into_iter().map(|(name, bytes)| ("lane", name, bytes)));
     seeds.extend(words().into_iter().map(|(name, text)| ("options", name, text.into())));
     seeds
 }
@@ -505,6 +510,124 @@ fn answers() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
+/// Messages of a client: what it is, extras, length of a payload that follows, or a change of a sound one.
+fn clients() -> Vec<(&'static str, Vec<u8>)> {
+    // Extras: a sound payload, with this descriptor beside it.
+    let (sound, memory, lane, eventfd, two) = (0x10, 0x12, 0x13, 0x14, 0x16);
+    let as_it_is = |kind: u8, extras: u8| vec![kind, extras, 0, 0, 0];
+    let mut program = vec![0];
+    program.extend(as_it_is(2, memory));
+    program.extend(as_it_is(8, eventfd));
+    program.extend(as_it_is(10, sound));
+    program.extend(as_it_is(9, sound));
+    program.extend(as_it_is(13, sound));
+    program.extend(as_it_is(3, sound));
+    let all = |extras: u8| (0..20).chain([0x80, 0xcc]).flat_map(move |kind| as_it_is(kind, extras));
+    let mut on_a_lane = vec![0];
+    on_a_lane.extend([as_it_is(2, memory), as_it_is(0x80, lane), as_it_is(10, sound)].concat());
+    on_a_lane.extend([as_it_is(0x80, lane), as_it_is(13, sound), as_it_is(9, sound)].concat());
+    vec![
+        ("program", program),
+        ("all", std::iter::once(0).chain(all(sound)).collect()),
+        ("all-without-reply", std::iter::once(0).chain(all(sound | 8)).collect()),
+        ("all-with-descriptors", std::iter::once(0).chain(all(two)).collect()),
+        ("on-a-lane", on_a_lane),
+        ("no-version", [&[1][..], &as_it_is(4, sound)].concat()),
+        ("version-again", [&[0][..], &as_it_is(1, sound), &as_it_is(4, sound)].concat()),
+        ("a-reply", vec![0, 4, 0xff, 0]),
+        ("no-message", [&[0, 4, 0xfe, 20][..], &[0x55; 20]].concat()),
+        ("map-odd", vec![0, 2, memory, 0, 16, 0x10, 2, memory, 0, 8, 0x01]),
+        ("map-twice", [&[0][..], &as_it_is(2, memory), &as_it_is(2, memory)].concat()),
+        (
+            "empty",
+            [[0].as_slice(), &(0..20).flat_map(|kind| [kind, 0, 0]).collect::<Vec<_>>()].concat(),
+        ),
+    ]
+}
+
+/// Bytes of a connection, in pieces.
+fn streams() -> Vec<(&'static str, Vec<u8>)> {
+    let message = |id: u8, payload: &[u8]| {
+        let mut bytes = vec![id, 0, 9, 0];
+        bytes.extend((16 + payload.len() as u32).to_ne_bytes());
+        bytes.extend([0; 8]);
+        bytes.extend(payload);
+        bytes
+    };
+    let two = [message(1, b"payload"), message(2, &[])].concat();
+    let with = |pieces: &[u8], bytes: &[u8]| [&pieces.repeat(16)[..16], bytes].concat();
+    let sized = |size: u32| [&[1, 0, 9, 0][..], &size.to_ne_bytes(), &[0; 8]].concat();
+    vec![
+        ("at-once", with(&[255, 0], &two)),
+        ("byte-by-byte", with(&[1, 0], &two)),
+        ("with-descriptors", with(&[5, 1, 16, 11], &two)),
+        ("too-short", with(&[4, 0], &sized(15))),
+        ("too-long", with(&[4, 0], &sized(u32::MAX))),
+        ("torn", with(&[7, 3], &message(3, &[7; 100])[..90])),
+    ]
+}
+
+/// Version messages.
+fn versions() -> Vec<(&'static str, Vec<u8>)> {
+    let with = |data: &[u8]| [&[0, 0, 1, 0][..], data].concat();
+    let all = b"{\"capabilities\":{\"max_msg_fds\":8,\"max_data_xfer_size\":1048576,\"max_dma_maps\":65535,\
+        \"pgsizes\":4096,\"twin_socket\":{\"supported\":true},\"vfio_ccw_lane\":{\"version\":1}}}\0";
+    vec![
+        ("none", with(b"")),
+        ("all", with(all)),
+        ("null", with(b"{\"capabilities\":null}")),
+        ("negative", with(b"{\"capabilities\":{\"pgsizes\":-1}}\0")),
+        ("large", with(b"{\"capabilities\":{\"pgsizes\":18446744073709551615}}\0")),
+        ("lane-of-another-kind", with(b"{\"capabilities\":{\"vfio_ccw_lane\":[]}}\0")),
+        ("nested", with(&[b'['; 500])),
+        ("major", vec![1, 0, 0, 0]),
+        ("short", vec![0, 0, 1]),
+    ]
+}
+
+/// How a server answers: honest replies to the messages before the one that a seed is about.
+fn servers() -> Vec<(&'static str, Vec<u8>)> {
+    /// Messages before the device is known: version, device, four regions, two interrupts, the SCHIB.
+    const GREETING: usize = 9;
+    /// Then reset, two interrupts, two windows, a report, and the start.
+    const SET_UP: usize = 6;
+    let after = |honest: usize, more: &[u8]| [&vec![0; honest][..], more].concat();
+    let start = GREETING + SET_UP;
+    vec![
+        ("honest", after(start, &[0, 1])),
+        ("leaves-at-once", vec![5]),
+        ("leaves-greeted", after(GREETING, &[5])),
+        ("leaves-set-up", after(start, &[5])),
+        ("another-version", vec![7, 1, 9]),
+        ("refuses-the-device", after(1, &[2, 0, 22])),
+        ("another-region", after(4, &[1, 20, 1])),
+        ("refuses-memory", after(GREETING + 3, &[2, 0, 12])),
+        ("refuses-the-start", after(start, &[2, 0, 16, 0])),
+        ("commands", after(2, &[4, 4, 4, 4])),
+        ("twice", after(3, &[6])),
+        ("signals-too-often", after(start, &[0, 3, 0, 0])),
+        ("never-signals", after(start, &[0, 0])),
+        ("strange-status", after(start, &[0, 1, 7, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff])),
+        ("garbage", after(2, &[3, 40, 1, 2, 3, 4])),
+    ]
+}
+
+/// Steps on a track.
+fn tracks() -> Vec<(&'static str, Vec<u8>)> {
+    let write = |place: u8, word: u64| [&[0, place][..], &word.to_be_bytes()].concat();
+    let push = [6, 1, 0, 0, 0, 0, 0, 0, 0, 2];
+    vec![
+        ("honest", [1, 7, 1, 8, 2, 3, 4, 1, 9, 5, 2, 3].to_vec()),
+        ("laps", [[1, 1, 2, 3].repeat(12), push.repeat(4)].concat()),
+        ("own-entries", [&push[..], &push, &[2, 3, 7, 4, 7, 5]].concat()),
+        ("full", push.repeat(6)),
+        ("taken-too-much", [&push[..], &write(8, u64::MAX), &[7], &push].concat()),
+        ("taken-back", [&push[..], &[2, 3, 7], &write(8, 0), &[7], &push].concat()),
+        ("state", [&write(0, 1)[..], &push, &[7], &write(0, 7), &[7, 4, 5]].concat()),
+        ("comes-and-goes", [&write(16, 1)[..], &[4], &write(16, 0), &[2, 5]].concat()),
+    ]
+}
+
 fn blocks() -> Vec<(&'static str, Vec<u8>)> {
     let with = |kind: u8, bytes: &[u8]| [&[kind], bytes].concat();
     let listing =
@@ -598,6 +721,11 @@ mod tests {
         io_region,
         decode,
         options,
-        vfio_user
+        vfio_user,
+        vfio_user_server,
+        vfio_user_client,
+        vfio_user_inbox,
+        vfio_user_version,
+        lane
     );
 }
