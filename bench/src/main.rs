@@ -9,6 +9,7 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use vfio_ccw_bench::allocations::Counting;
 use vfio_ccw_bench::fields::FIELDS;
+use vfio_ccw_bench::peer_process;
 use vfio_ccw_bench::ratio::{self, FieldError, Figures, RatioError};
 use vfio_ccw_bench::replacement::Setting;
 
@@ -34,6 +35,12 @@ enum Command {
     /// Print the hit rates of the pool, of an LRU map, of quick_cache and of the optimum on the same
     /// traces; takes some seconds.
     Replacement(Replacement),
+    /// The other process of some figures.
+    #[command(hide = true, name = peer_process::PEER)]
+    Peer {
+        /// What it does.
+        role: Vec<String>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -72,6 +79,9 @@ fn main() -> ExitCode {
             arguments.run().map(|()| ExitCode::SUCCESS).map_err(Failure::from)
         }
         Command::Replacement(arguments) => replacement(&arguments),
+        Command::Peer { role } => {
+            peer_process::play(&role).map(|()| ExitCode::SUCCESS).map_err(Failure::Peer)
+        }
     };
     match result {
         Ok(code) => code,
@@ -94,6 +104,8 @@ enum Failure {
     Ratio(#[from] RatioError),
     #[error(transparent)]
     Modes(#[from] ModesError),
+    #[error("the other process of a figure: {0}")]
+    Peer(FieldError),
     #[error("hit rates were not measured: {0}")]
     Replacement(FieldError),
     #[error("the figures could not be written: {0}")]

@@ -18,7 +18,7 @@ use vfio_ccw_load::{
     Access, Buffers, Completion, Direction, Engine, EngineError, Quiet, Request, STALL_LIMIT,
     Workload,
 };
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
 use crate::ratio::FieldError;
 
@@ -68,18 +68,31 @@ impl NullLoad {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn with(builder: ServiceBuilder, count: usize) -> Result<Self, FieldError> {
-        let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), MEMORY)])?);
+        Self::of(builder, vec![DeviceSpec::Null; count])
+    }
+
+    /// These null devices on the service that `builder` describes.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn of(builder: ServiceBuilder, devices: Vec<DeviceSpec>) -> Result<Self, FieldError> {
+        let count = devices.len();
+        // In a file, so that another process can map it.
+        let memfd = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC)?;
+        rustix::fs::ftruncate(&memfd, MEMORY as u64)?;
+        let range = (GuestAddress(0), MEMORY, Some(FileOffset::new(memfd.into(), 0)));
+        let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges_with_files([range])?);
         let service = builder.budget(MEMORY as u64).build(memory.clone())?;
         let (delivery, completions) = Completions::ring(count.next_power_of_two())?;
         let mut subchannels = Vec::with_capacity(count);
-        for index in 0..count as u32 {
+        for (index, device) in (0..).zip(devices) {
             // A page of programs, then a page of data for each subchannel. Programs begin anywhere in
             // their page: at its start they would all compete for one set of each cache.
             let program = index * 2 * DATA + index * 64 % DATA;
             let data = (index * 2 + 1) * DATA;
             let write = Ccw::new(0x01, data, DATA as u16);
             memory.write_slice(&write.to_format_1(), GuestAddress(program.into()))?;
-            let subchannel = service.attach(DeviceSpec::Null, delivery.clone())?;
+            let subchannel = service.attach(device, delivery.clone())?;
             subchannels.push((subchannel, Orb::new(program)));
         }
         Ok(Self { subchannels, completions, delivery, service })
@@ -180,6 +193,31 @@ impl NullLoad {
             }
         }
         Ok(times)
+    }
+
+    /// Starts a program on each subchannel, of devices that do nothing any more, then calls `end`, which ends
+    /// the devices, and waits until no program is under way.
+    ///
+    /// # Errors
+    /// Where a submission is refused, or a program ends well.
+    pub fn lose(&mut self, end: impl FnOnce() -> std::io::Result<()>) -> Result<(), FieldError> {
+        for (index, (subchannel, orb)) in self.subchannels.iter().enumerate() {
+            subchannel.submit(orb, index as u64)?;
+        }
+        // Until the shard has handed them over: it sleeps when there is nothing else to do.
+        std::thread::sleep(Duration::from_millis(20));
+        end()?;
+        let (mut ended, mut clean) = (0, 0);
+        while ended < self.subchannels.len() {
+            self.completions.wait(None)?;
+            ended += self.completions.reap(usize::MAX, |completion| {
+                clean += usize::from(completion.irb.scsw.is_clean_end());
+            });
+        }
+        match clean {
+            0 => Ok(()),
+            clean => Err(format!("{clean} programs ended well on devices that were gone").into()),
+        }
     }
 
     /// Runs `ios` programs, one under way on each subchannel, and returns the time they took.

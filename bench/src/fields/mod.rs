@@ -2,6 +2,7 @@
 
 mod huge_pages;
 pub mod pinning;
+pub mod remote;
 pub mod rings;
 pub mod scale;
 pub mod service;
@@ -174,6 +175,27 @@ pub const FIELDS: &[Field] = &[
         target: Target::Le(1.5),
         rounds: 11,
         round: scale::neighbour_p99,
+    },
+    Field {
+        name: "remote_fast_vs_inprocess",
+        measures: "null devices, 64 subchannels, I/Os a second with the devices in another process, over a lane / in this one",
+        target: Target::Ge(0.7),
+        rounds: 11,
+        round: remote::fast_vs_inprocess,
+    },
+    Field {
+        name: "remote_qd1_vs_pingpong",
+        measures: "one program at a time on a null device of another process, median from submission to completion / of a signal of an eventfd to another process and back",
+        target: Target::Le(1.5),
+        rounds: 11,
+        round: remote::qd1_vs_pingpong,
+    },
+    Field {
+        name: "remote_kill_to_end_ms",
+        measures: "milliseconds from SIGKILL to the server of 64 null devices, each with a program, to the last of their ends",
+        target: Target::Le(100.0),
+        rounds: 11,
+        round: remote::kill_to_end_ms,
     },
     Field {
         name: "allocs_per_io",

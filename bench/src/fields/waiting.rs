@@ -10,6 +10,8 @@ use crate::baseline::sync_pair::SyncPair;
 use crate::ratio::{FieldError, Round, Sample};
 use crate::service_load::NullLoad;
 
+use super::remote::median_ns;
+
 /// Programs of one measurement, and before it.
 const PROGRAMS: usize = 10_000;
 const WARM_UP: usize = 1_000;
@@ -43,11 +45,6 @@ fn depth_1_vs_sync(round: &Round, strategy: WaitStrategy) -> Result<Sample, Fiel
             Ok(median_ns(pair.round_trips(PROGRAMS)?))
         },
     )
-}
-
-fn median_ns(mut times: Vec<Duration>) -> f64 {
-    let middle = times.len() / 2;
-    times.select_nth_unstable(middle).1.as_nanos() as f64
 }
 
 /// Share of a core that an idle service with 1,024 subchannels takes over 10 s. Watched once: further

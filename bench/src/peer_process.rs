@@ -1,0 +1,219 @@
+//! The other process of figures that take two: this program again, in another role.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use vfio_ccw::backend::remote::RemoteDevice;
+use vfio_ccw::server::{ServedDevice, Server};
+use vfio_ccw::{DeviceSpec, WaitStrategy};
+use vfio_ccw_metrics::DeviceClass;
+
+use crate::ratio::FieldError;
+
+/// The subcommand that plays a role.
+pub const PEER: &str = "peer";
+
+/// Plays the role that `words` name: what [`ServerProcess`] and [`Echo`] start.
+///
+/// # Errors
+/// An unknown role, or what goes wrong in it.
+pub fn play(words: &[String]) -> Result<(), FieldError> {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words[..] {
+        ["serve", count, wait, folder] => serve(count.parse()?, wait.parse()?, Path::new(folder)),
+        ["echo"] => Ok(echo()?),
+        _ => Err(format!("{words:?} is no role").into()),
+    }
+}
+
+/// Serves null devices until standard input ends.
+fn serve(count: u16, wait: WaitStrategy, folder: &Path) -> Result<(), FieldError> {
+    let mut server = Server::new().wait(wait);
+    for index in 0..count {
+        server.serve(&socket(folder, index), ServedDevice::null(index))?;
+    }
+    let stdin = rustix::io::dup(io::stdin())?;
+    server.run(stdin, |_| {
+        println!("ready");
+        Ok(())
+    })?;
+    Ok(())
+}
+
+fn socket(folder: &Path, index: u16) -> PathBuf {
+    folder.join(format!("null{index}.sock"))
+}
+
+/// Answers each signal at standard input, an eventfd, with one at standard output, until a signal of two.
+fn echo() -> io::Result<()> {
+    let (mut input, mut output) =
+        (File::from(rustix::io::dup(io::stdin())?), File::from(rustix::io::dup(io::stdout())?));
+    loop {
+        let mut count = [0; 8];
+        input.read_exact(&mut count)?;
+        if u64::from_ne_bytes(count) > 1 {
+            return Ok(());
+        }
+        output.write_all(&1u64.to_ne_bytes())?;
+    }
+}
+
+/// This program in the role that `words` name.
+fn start(words: &[&str]) -> io::Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    if cfg!(test) {
+        // The harness of the tests is what runs then: its test of that name plays the role.
+        command.args(["--exact", "peer_process::tests::plays_a_role", "--nocapture"]);
+        command.env(PEER, words.join("\n"));
+    } else {
+        command.arg(PEER).args(words);
+    }
+    Ok(command)
+}
+
+/// A process that serves null devices. It ends with this.
+#[derive(Debug)]
+pub struct ServerProcess {
+    process: Child,
+    folder: TempDir,
+    count: u16,
+}
+
+impl ServerProcess {
+    /// Starts one that has `count` devices and waits for orders as `wait` says.
+    ///
+    /// # Errors
+    /// Where it does not start.
+    pub fn start_with(count: u16, wait: WaitStrategy) -> Result<Self, FieldError> {
+        let folder = tempfile::tempdir()?;
+        let (number, wait) = (count.to_string(), wait.to_string());
+        let path = folder.path().to_str().ok_or("the folder for sockets has a strange name")?;
+        let mut process = start(&["serve", &number, &wait, path])?
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let output = process.stdout.take().ok_or("no output of the server")?;
+        let server = ServerProcess { process, folder, count };
+        let mut lines = BufReader::new(output).lines();
+        match lines.find(|line| line.as_ref().is_ok_and(|line| line == "ready")) {
+            Some(_) => Ok(server),
+            None => Err("the server has ended before it was ready".into()),
+        }
+    }
+
+    /// Lets it do nothing from now on (SIGSTOP).
+    ///
+    /// # Errors
+    /// Where the kernel refuses the signal.
+    pub fn stop(&self) -> io::Result<()> {
+        let process = Pid::from_child(&self.process);
+        Ok(kill_process(process, Signal::STOP)?)
+    }
+
+    /// Ends it at once (SIGKILL).
+    ///
+    /// # Errors
+    /// Where the kernel refuses the signal.
+    pub fn kill(&mut self) -> io::Result<()> {
+        self.process.kill()
+    }
+
+    /// Connects to its devices.
+    ///
+    /// # Errors
+    /// Where one does not answer.
+    pub fn devices(&self) -> Result<Vec<DeviceSpec>, FieldError> {
+        let connect = |index| {
+            let device = RemoteDevice::connect(&socket(self.folder.path(), index))?;
+            Ok(DeviceSpec::remote(device.with_class(DeviceClass::Null)))
+        };
+        (0..self.count).map(connect).collect()
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        // It ends with its input.
+        drop(self.process.stdin.take());
+        let _ = self.process.wait();
+    }
+}
+
+/// A process that answers each signal of an eventfd with one of another.
+#[derive(Debug)]
+pub struct Echo {
+    process: Child,
+    there: File,
+    back: File,
+}
+
+impl Echo {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// Where the kernel refuses a descriptor or a process.
+    pub fn start() -> Result<Self, FieldError> {
+        let pair = || -> io::Result<(OwnedFd, OwnedFd)> {
+            let event = eventfd(0, EventfdFlags::CLOEXEC)?;
+            Ok((event.try_clone()?, event))
+        };
+        let ((there, input), (back, output)) = (pair()?, pair()?);
+        let process = start(&["echo"])?.stdin(input).stdout(output).spawn()?;
+        Ok(Echo { process, there: there.into(), back: back.into() })
+    }
+
+    /// Sends one signal after the other, and returns how long each was on its way and back.
+    ///
+    /// # Errors
+    /// Where a system call fails.
+    pub fn round_trips(&mut self, count: usize) -> io::Result<Vec<Duration>> {
+        let mut signal = [0; 8];
+        (0..count)
+            .map(|_| {
+                let start = Instant::now();
+                self.there.write_all(&1u64.to_ne_bytes())?;
+                self.back.read_exact(&mut signal)?;
+                Ok(start.elapsed())
+            })
+            .collect()
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        let _ = self.there.write_all(&2u64.to_ne_bytes());
+        let _ = self.process.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where a test of this crate starts another process, that process runs this.
+    #[test]
+    fn plays_a_role() {
+        if let Ok(role) = std::env::var(PEER) {
+            let words: Vec<String> = role.lines().map(str::to_owned).collect();
+            play(&words).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_unknown_role_is_refused() {
+        assert!(play(&["sing".to_owned()]).unwrap_err().to_string().contains("sing"));
+    }
+
+    #[test]
+    fn devices_of_another_process_can_be_connected_to() {
+        let server = ServerProcess::start_with(2, WaitStrategy::Sleep).unwrap();
+        assert_eq!(server.devices().unwrap().len(), 2);
+    }
+}
