@@ -101,7 +101,8 @@ struct Up {
     /// Tag of the last order that was sent.
     sent: u32,
     doubt: Option<Instant>,
-    timer: Option<Pin<Box<Sleep>>>,
+    /// Made with the rest: nothing is allocated for a program.
+    timer: Pin<Box<Sleep>>,
 }
 
 impl Link {
@@ -224,7 +225,7 @@ impl Link {
             is_reading: false,
             sent: self.port.last_tag(),
             doubt: None,
-            timer: None,
+            timer: Box::pin(sleep_until(Instant::now())),
         };
         let way = match lane {
             Some((trunk, number)) => Way::Lane(trunk, number),
@@ -377,9 +378,8 @@ impl Link {
                 return Poll::Pending;
             };
             if Instant::now() < next {
-                let timer = up.timer.get_or_insert_with(|| Box::pin(sleep_until(next)));
-                timer.as_mut().reset(next);
-                if timer.as_mut().poll(cx).is_pending() {
+                up.timer.as_mut().reset(next);
+                if up.timer.as_mut().poll(cx).is_pending() {
                     return Poll::Pending;
                 }
                 continue;
