@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -51,10 +51,11 @@ fn socket(folder: &Path, index: u16) -> PathBuf {
     folder.join(format!("null{index}.sock"))
 }
 
-/// Answers each signal at standard input, an eventfd, with one at standard output, until a signal of two.
+/// Answers each signal at standard input, an eventfd, with one at standard error, until a signal of two. (On
+/// standard output the harness of tests has something to say.)
 fn echo() -> io::Result<()> {
     let (mut input, mut output) =
-        (File::from(rustix::io::dup(io::stdin())?), File::from(rustix::io::dup(io::stdout())?));
+        (File::from(rustix::io::dup(io::stdin())?), File::from(rustix::io::dup(io::stderr())?));
     loop {
         let mut count = [0; 8];
         input.read_exact(&mut count)?;
@@ -82,6 +83,8 @@ fn start(words: &[&str]) -> io::Result<Command> {
 #[derive(Debug)]
 pub struct ServerProcess {
     process: Child,
+    /// Kept open for as long as it may say something.
+    output: BufReader<ChildStdout>,
     folder: TempDir,
     count: u16,
 }
@@ -100,12 +103,16 @@ impl ServerProcess {
             .stdout(Stdio::piped())
             .spawn()?;
         let output = process.stdout.take().ok_or("no output of the server")?;
-        let server = ServerProcess { process, folder, count };
-        let mut lines = BufReader::new(output).lines();
-        match lines.find(|line| line.as_ref().is_ok_and(|line| line == "ready")) {
-            Some(_) => Ok(server),
-            None => Err("the server has ended before it was ready".into()),
+        let output = BufReader::new(output);
+        let mut server = ServerProcess { process, output, folder, count };
+        let mut line = String::new();
+        while server.output.read_line(&mut line)? > 0 {
+            if line == "ready\n" {
+                return Ok(server);
+            }
+            line.clear();
         }
+        Err("the server has ended before it was ready".into())
     }
 
     /// Lets it do nothing from now on (SIGSTOP).
@@ -165,7 +172,8 @@ impl Echo {
             Ok((event.try_clone()?, event))
         };
         let ((there, input), (back, output)) = (pair()?, pair()?);
-        let process = start(&["echo"])?.stdin(input).stdout(output).spawn()?;
+        let process =
+            start(&["echo"])?.stdin(input).stdout(Stdio::null()).stderr(output).spawn()?;
         Ok(Echo { process, there: there.into(), back: back.into() })
     }
 
