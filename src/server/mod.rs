@@ -1,7 +1,7 @@
 //! Channel devices served to other processes over vfio-user.
 //!
 //! A [`Server`] is one thread. Each device has a socket of its own, and one client at a time; whoever comes
-//! meanwhile waits. What a device is to its client is a [`VfioDevice`](crate::backend::VfioDevice): regions, interrupts and windows of
+//! meanwhile waits. What a device is to its client is a [`VfioDevice`]: regions, interrupts and windows of
 //! the kernel's driver. `docs/REMOTE.md` has the wire.
 //!
 //! | part | file |

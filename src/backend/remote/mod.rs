@@ -1,9 +1,9 @@
 //! Devices in another process, over vfio-user: the client's side.
 //!
-//! The back end has two halves on the shard's thread. [`Remote`] is what starts programs and sees their end; the
-//! [`Link`] is a task that has the connection, and makes a new one when it is lost. Between them is the
-//! [`Port`]. Where the server knows lanes, programs go over one that all devices of a server's process share
-//! ([`Trunk`]), and the connection rests; else each start is a message, and each status another.
+//! The back end has two halves on the shard's thread. `Remote` is what starts programs and sees their end; the
+//! `Link` is a task that has the connection, and makes a new one when it is lost. Between them is the
+//! `Port`. Where the server knows lanes, programs go over one that all devices of a server's process share
+//! (`Trunk`), and the connection rests; else each start is a message, and each status another.
 //!
 //! Nothing here waits for the server but the link: a server that does nothing, or something else than it should, costs
 //! its own devices their programs.
