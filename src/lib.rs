@@ -54,6 +54,7 @@ pub mod engine;
 pub mod server;
 pub mod service;
 mod shadow;
+mod sleeper;
 pub mod subchannel;
 pub mod translation;
 mod turn;

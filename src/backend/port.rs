@@ -4,12 +4,13 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::architecture::{Irb, IrbHead, Orb, OrbFlags, Scsw, ScswFlags};
 use crate::channel_subsystem::{DmaSpace, Entry, Stop};
+use crate::sleeper::Sleeper;
 
 use super::{Errno, IoRegion};
 
@@ -59,8 +60,8 @@ pub(super) struct Port {
     failure: Cell<Option<Errno>>,
     /// The device has a task of its own; else the starter polls it.
     pub(super) is_alone: Cell<bool>,
-    /// Of that task.
-    waker: RefCell<Option<Waker>>,
+    /// That task.
+    task: Sleeper,
 }
 
 /// Intermediate status that is kept for a starter who does not come to see it: the first, and the
@@ -84,7 +85,7 @@ impl Port {
             irq: RefCell::new(None),
             failure: Cell::new(None),
             is_alone: Cell::new(false),
-            waker: RefCell::new(None),
+            task: Sleeper::default(),
         }
     }
 
@@ -174,7 +175,7 @@ impl Port {
         }
         if self.stage.get() != Stage::Started {
             if self.is_alone.get() {
-                self.remember(cx.waker());
+                self.task.remember(cx.waker());
             }
             return Poll::Pending;
         }
@@ -236,18 +237,8 @@ impl Port {
 
     /// Lets the device look, where it runs by itself.
     fn wake(&self) {
-        if self.is_alone.get()
-            && let Some(waker) = self.waker.borrow().as_ref()
-        {
-            waker.wake_by_ref();
-        }
-    }
-
-    fn remember(&self, waker: &Waker) {
-        let mut place = self.waker.borrow_mut();
-        match place.as_mut() {
-            Some(known) => known.clone_from(waker),
-            None => *place = Some(waker.clone()),
+        if self.is_alone.get() {
+            self.task.wake();
         }
     }
 }

@@ -1,10 +1,11 @@
 //! Ending a program before its end.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
-use std::task::{Poll, Waker};
+use std::task::Poll;
 
 use crate::architecture::Function;
+use crate::sleeper::Sleeper;
 
 /// Asks the channel, and the device that is executing a command, to come to an end.
 ///
@@ -16,20 +17,20 @@ pub struct Stop {
     function: Cell<Option<Function>>,
     /// The device need not wait any more, but the program is not cut short.
     released: Cell<bool>,
-    waker: RefCell<Option<Waker>>,
+    device: Sleeper,
 }
 
 impl Stop {
     /// HALT or CLEAR: the program ends at its next command.
     pub fn ask(&self, function: Function) {
         self.function.set(Some(function));
-        self.wake();
+        self.device.wake();
     }
 
     /// Whatever the device waits for will not come. What goes on by itself may go on to its end.
     pub fn release(&self) {
         self.released.set(true);
-        self.wake();
+        self.device.wake();
     }
 
     /// Whether the program is to end now.
@@ -49,18 +50,8 @@ impl Stop {
             if self.released.get() || self.function.get().is_some() {
                 return Poll::Ready(());
             }
-            let mut waker = self.waker.borrow_mut();
-            match waker.as_mut() {
-                Some(known) => known.clone_from(cx.waker()),
-                None => *waker = Some(cx.waker().clone()),
-            }
+            self.device.remember(cx.waker());
             Poll::Pending
         })
-    }
-
-    fn wake(&self) {
-        if let Some(waker) = self.waker.borrow().as_ref() {
-            waker.wake_by_ref();
-        }
     }
 }

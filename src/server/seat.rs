@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use vfio_ccw_metrics::Stage;
@@ -13,6 +13,7 @@ use vfio_ccw_queues::WaitStrategy;
 use crate::architecture::ScswFlags;
 use crate::backend::VfioDevice;
 use crate::service::refusal::outcome;
+use crate::sleeper::Sleeper;
 use crate::vfio_user::lane::{Order, Report};
 
 use super::lanes::{Berth, Lanes};
@@ -65,8 +66,8 @@ pub(super) struct Seat {
     pub(super) name: String,
     pub(super) house: Rc<House>,
     pub(super) device: RefCell<VfioDevice>,
-    /// Of the task that has its connection.
-    waker: RefCell<Option<Waker>>,
+    /// The one that has its connection.
+    task: Sleeper,
     /// Where its programs come from, if over a lane.
     berth: RefCell<Option<Berth>>,
     started: Cell<Option<Instant>>,
@@ -78,7 +79,7 @@ impl Seat {
             name,
             house,
             device: RefCell::new(device),
-            waker: RefCell::new(None),
+            task: Sleeper::default(),
             berth: RefCell::new(None),
             started: Cell::new(None),
         })
@@ -86,16 +87,12 @@ impl Seat {
 
     /// The task that has the connection is the one of `cx`.
     pub(super) fn remember(&self, cx: &Context<'_>) {
-        let mut place = self.waker.borrow_mut();
-        match place.as_mut() {
-            Some(known) => known.clone_from(cx.waker()),
-            None => *place = Some(cx.waker().clone()),
-        }
+        self.task.remember(cx.waker());
     }
 
     /// Lets that task run.
     pub(super) fn wake(&self) {
-        self.waker.borrow().iter().for_each(Waker::wake_by_ref);
+        self.task.wake();
     }
 
     /// It takes orders over a lane from now on.
@@ -151,9 +148,7 @@ impl Seat {
             berth.report(tag, &Report::Refused(errno));
         }
         drop(device);
-        if let Some(waker) = self.waker.borrow().as_ref() {
-            let _ = self.advance(berth, &mut Context::from_waker(waker));
-        }
+        self.task.with(|waker| self.advance(berth, &mut Context::from_waker(waker)).is_ready());
     }
 
     /// A program was started.

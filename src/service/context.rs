@@ -11,6 +11,7 @@ use vfio_ccw_metrics::{DeviceClass, RECORDING, ShardMetrics, Stage};
 
 use crate::backend::remote::Trunks;
 use crate::shadow::Arena;
+use crate::sleeper::Sleeper;
 use crate::subchannel::Shared;
 use crate::translation::{Policy, Rules};
 use crate::volume::Fixed;
@@ -62,7 +63,7 @@ pub(super) struct Context {
     full: RefCell<Vec<Rc<Outbox>>>,
     /// Rings that were answered, to wrap.
     rings: Cell<u32>,
-    dispatcher: RefCell<Option<Waker>>,
+    dispatcher: Sleeper,
     /// The dispatcher is what runs.
     dispatches: Cell<bool>,
     file_io: Rc<Cell<usize>>,
@@ -99,7 +100,7 @@ impl Context {
             rules: RefCell::default(),
             full: RefCell::default(),
             rings: Cell::new(0),
-            dispatcher: RefCell::new(None),
+            dispatcher: Sleeper::default(),
             dispatches: Cell::new(false),
             file_io: Rc::new(Cell::new(0)),
             live: Cell::new(0),
@@ -365,11 +366,7 @@ impl Context {
 
     /// The dispatcher's waker is `waker`.
     pub(super) fn remember_dispatcher(&self, waker: &Waker) {
-        let mut place = self.dispatcher.borrow_mut();
-        match place.as_mut() {
-            Some(known) => known.clone_from(waker),
-            None => *place = Some(waker.clone()),
-        }
+        self.dispatcher.remember(waker);
     }
 
     /// The dispatcher runs, and sees to all there is before it returns to the runtime.
@@ -381,10 +378,8 @@ impl Context {
     /// Lets the dispatcher run, where it does not.
     fn wake_dispatcher(&self) {
         // It would run once more for nothing, and look for other work before it sleeps: a system call.
-        if !self.dispatches.get()
-            && let Some(dispatcher) = self.dispatcher.borrow().as_ref()
-        {
-            dispatcher.wake_by_ref();
+        if !self.dispatches.get() {
+            self.dispatcher.wake();
         }
     }
 }

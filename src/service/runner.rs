@@ -15,11 +15,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, Weak, mpsc};
-use std::task::{Context as TaskContext, Poll, Waker};
+use std::task::{Context as TaskContext, Poll};
 
 use vfio_ccw_queues::prefetch::Lines;
 
 use crate::architecture::Function;
+use crate::sleeper::Sleeper;
 use crate::subchannel::{Shared, Urgent};
 
 use super::mode_switch::SwitchBox;
@@ -30,8 +31,8 @@ pub(super) struct Runner {
     /// The subchannel, until it is over: its bit may have been another's.
     shared: Weak<Shared>,
     rung: Cell<bool>,
-    /// Of its task, once that has started.
-    waker: RefCell<Option<Waker>>,
+    /// Its task, once that has started.
+    task: Sleeper,
     work: RefCell<Work>,
     /// HALT and CLEAR that were submitted to its ring.
     urgent: RefCell<VecDeque<Urgent>>,
@@ -72,7 +73,7 @@ impl Runner {
             shared,
             // What was submitted before this moment rang for nobody: the future looks once by itself.
             rung: Cell::new(true),
-            waker: RefCell::new(None),
+            task: Sleeper::default(),
             work: RefCell::new(Work::Over(None)),
             urgent: RefCell::default(),
             has_urgent: Cell::new(false),
@@ -134,22 +135,16 @@ impl Runner {
     }
 
     fn run(&self) {
-        let waker = self.waker.borrow();
         // Without a waker its task has not started yet, and will look by itself.
-        if let Some(waker) = waker.as_ref()
-            && self.poll(&mut TaskContext::from_waker(waker)).is_ready()
-        {
-            waker.wake_by_ref();
-        }
+        self.task.with(|waker| {
+            if self.poll(&mut TaskContext::from_waker(waker)).is_ready() {
+                waker.wake_by_ref();
+            }
+        });
     }
 
     fn poll_in_task(&self, cx: &mut TaskContext<'_>) -> Poll<()> {
-        let mut waker = self.waker.borrow_mut();
-        match waker.as_mut() {
-            Some(known) => known.clone_from(cx.waker()),
-            None => *waker = Some(cx.waker().clone()),
-        }
-        drop(waker);
+        self.task.remember(cx.waker());
         let polled = self.poll(cx);
         if polled.is_ready()
             && let Work::Over(panic) = &mut *self.work.borrow_mut()

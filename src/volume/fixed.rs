@@ -29,6 +29,7 @@ use tokio::io::unix::AsyncFd;
 use vfio_ccw_pinning::Registered;
 use vfio_ccw_pinning::pinner::registered::{Member, RegisteredError};
 
+use crate::sleeper::Sleeper;
 use crate::watch;
 
 use super::{Direction, Spans};
@@ -69,7 +70,7 @@ struct Core {
     /// Transfers that the kernel did not refuse, for diagnosis.
     moved: u64,
     /// The ring's task.
-    driver: Option<Waker>,
+    driver: Sleeper,
 }
 
 /// One transfer: its memory and what became of it.
@@ -102,7 +103,7 @@ impl Fixed {
                 vacant: (0..MOST as u32).rev().collect(),
                 queued: 0,
                 moved: 0,
-                driver: None,
+                driver: Sleeper::default(),
             }),
         }))
     }
@@ -111,10 +112,7 @@ impl Fixed {
     pub(crate) async fn drive(self: Rc<Self>) {
         let watched = poll_fn(|cx| {
             let mut core = self.core.borrow_mut();
-            match &mut core.driver {
-                Some(known) => known.clone_from(cx.waker()),
-                None => core.driver = Some(cx.waker().clone()),
-            }
+            core.driver.remember(cx.waker());
             loop {
                 core.submit();
                 core.reap();
@@ -212,9 +210,7 @@ impl Core {
     }
 
     fn wake_driver(&self) {
-        if let Some(driver) = &self.driver {
-            driver.wake_by_ref();
-        }
+        self.driver.wake();
     }
 
     /// Takes what the kernel has finished; whether there was anything.

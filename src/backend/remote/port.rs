@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -15,6 +15,7 @@ use vfio_ccw_queues::prefetch::Lines;
 use crate::architecture::{Function, IrbHead, Orb, OrbFlags, ScswFlags, SubchannelStatus};
 use crate::backend::{Backend, Errno};
 use crate::channel_subsystem::{DeviceState, DeviceStateError, DmaSpace, Entry};
+use crate::sleeper::Sleeper;
 use crate::vfio_user::lane::{Order, Report};
 
 use super::link::Owner;
@@ -109,7 +110,7 @@ pub(crate) struct Port {
     released: Cell<Option<Instant>>,
     /// The server has broken the protocol of the lane.
     fault: Cell<Option<&'static str>>,
-    link: RefCell<Option<Waker>>,
+    link: Sleeper,
 }
 
 impl Port {
@@ -139,7 +140,7 @@ impl Port {
             orders: RefCell::default(),
             released: Cell::new(None),
             fault: Cell::new(None),
-            link: RefCell::new(None),
+            link: Sleeper::default(),
         })
     }
 
@@ -222,7 +223,7 @@ impl Port {
     }
 
     fn wake_link(&self) {
-        self.link.borrow().iter().for_each(Waker::wake_by_ref);
+        self.link.wake();
     }
 
     fn next_told(&self) -> Option<IrbHead> {
@@ -233,11 +234,7 @@ impl Port {
 
     /// The link's task is that of `cx`.
     pub(super) fn remember_link(&self, cx: &Context<'_>) {
-        let mut place = self.link.borrow_mut();
-        match place.as_mut() {
-            Some(known) => known.clone_from(cx.waker()),
-            None => *place = Some(cx.waker().clone()),
-        }
+        self.link.remember(cx.waker());
     }
 
     /// There is a server that sees `memory`, and orders go this way.

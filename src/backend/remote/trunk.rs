@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
@@ -14,6 +14,7 @@ use tokio::io::unix::AsyncFd;
 use vfio_ccw_queues::lane::{Entry, LaneError, LaneReceiver, LaneSender, Track};
 use vm_memory::{FileOffset, MmapRegion};
 
+use crate::sleeper::Sleeper;
 use crate::vfio_user::lane::{self, Order};
 
 use super::port::Port;
@@ -37,7 +38,7 @@ pub(crate) struct Trunks {
     /// Whoever pushes will flush.
     gathers: Cell<bool>,
     /// Whoever sleeps over them.
-    sleeper: RefCell<Option<Waker>>,
+    sleeper: Sleeper,
 }
 
 impl Trunks {
@@ -62,7 +63,7 @@ impl Trunks {
         let number = trunk.seat(port).ok_or(io::ErrorKind::OutOfMemory)?;
         all.push(trunk.clone());
         // A sleep that began before it was there was not announced to its server.
-        self.sleeper.borrow().iter().for_each(Waker::wake_by_ref);
+        self.sleeper.wake();
         Ok((trunk, number))
     }
 
@@ -114,10 +115,7 @@ impl Trunks {
 
     /// Has the task woken when a server calls. Ready: one has called since the last time.
     pub(crate) fn poll_called(&self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut *self.sleeper.borrow_mut() {
-            Some(sleeper) => sleeper.clone_from(cx.waker()),
-            sleeper => *sleeper = Some(cx.waker().clone()),
-        }
+        self.sleeper.remember(cx.waker());
         let mut called = Poll::Pending;
         for trunk in self.all.borrow().iter() {
             while let Poll::Ready(Ok(mut ready)) = trunk.call.poll_read_ready(cx) {
