@@ -1,7 +1,9 @@
 //! One client's connection: its messages one after the other, and the device's program meanwhile.
 
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::net::UnixListener;
@@ -25,7 +27,7 @@ const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 /// Serves one client after the other until the server is to end.
 pub(super) async fn serve(seat: Rc<Seat>, listener: UnixListener) {
     loop {
-        let accepted = std::future::poll_fn(|cx| {
+        let accepted = poll_fn(|cx| {
             seat.remember(cx);
             if seat.house.draining.get() {
                 return Poll::Ready(None);
@@ -58,10 +60,10 @@ pub(super) async fn converse(seat: &Rc<Seat>, wire: Wire) {
         inbox: Inbox::default(),
         outbox: Outbox::default(),
         later: None,
-        patience: None,
-        program_patience: None,
+        patience: Patience::default(),
+        program_patience: Patience::default(),
     };
-    match std::future::poll_fn(|cx| connection.poll(cx)).await {
+    match poll_fn(|cx| connection.poll(cx)).await {
         End::Left => tracing::info!(device = %seat.name, "client left"),
         End::Drained => tracing::info!(device = %seat.name, "drained"),
         End::Failed(error) => tracing::warn!(device = %seat.name, %error, "client lost"),
@@ -69,7 +71,7 @@ pub(super) async fn converse(seat: &Rc<Seat>, wire: Wire) {
     }
     // Nothing of it is touched any more once it hears that the connection is over.
     seat.device.borrow_mut().vanish();
-    std::future::poll_fn(|cx| {
+    poll_fn(|cx| {
         seat.remember(cx);
         seat.poll_device(cx)
     })
@@ -96,8 +98,8 @@ struct Connection {
     outbox: Outbox,
     /// What the next message waits for.
     later: Option<Later>,
-    patience: Option<std::pin::Pin<Box<Sleep>>>,
-    program_patience: Option<std::pin::Pin<Box<Sleep>>>,
+    patience: Patience,
+    program_patience: Patience,
 }
 
 impl Connection {
@@ -143,22 +145,23 @@ impl Connection {
             return Poll::Pending;
         }
         if !is_idle {
-            let wait = || Box::pin(sleep_until(Instant::now() + PROGRAM_PATIENCE));
-            let patience = self.program_patience.get_or_insert_with(wait);
-            return patience.as_mut().poll(cx).map(|()| {
-                tracing::warn!(device = %self.seat.name, "a program has not ended after {PROGRAM_PATIENCE:?}, and is cleared");
-                End::Drained
-            });
+            ready!(self.program_patience.poll(PROGRAM_PATIENCE, cx));
+            tracing::warn!(device = %self.seat.name, "a program has not ended after {PROGRAM_PATIENCE:?}, and is cleared");
+        } else if !self.outbox.is_empty() || self.seat.device.borrow().is_unread() {
+            ready!(self.patience.poll(DRAIN_PATIENCE, cx));
         }
-        if self.outbox.is_empty() && !self.seat.device.borrow().is_unread() {
-            return Poll::Ready(End::Drained);
-        }
-        let patience = self
-            .patience
-            .get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + DRAIN_PATIENCE)));
-        match Future::poll(patience.as_mut(), cx) {
-            Poll::Ready(()) => Poll::Ready(End::Drained),
-            Poll::Pending => Poll::Pending,
-        }
+        Poll::Ready(End::Drained)
+    }
+}
+
+/// A wait that begins when it is first asked for.
+#[derive(Default)]
+struct Patience(Option<Pin<Box<Sleep>>>);
+
+impl Patience {
+    /// Ready: it has taken `most`.
+    fn poll(&mut self, most: Duration, cx: &mut Context<'_>) -> Poll<()> {
+        let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + most)));
+        sleep.as_mut().poll(cx)
     }
 }

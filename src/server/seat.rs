@@ -11,7 +11,7 @@ use vfio_ccw_metrics::Stage;
 use vfio_ccw_queues::WaitStrategy;
 
 use crate::architecture::ScswFlags;
-use crate::backend::VfioDevice;
+use crate::backend::{Errno, VfioDevice};
 use crate::service::refusal::outcome;
 use crate::sleeper::Sleeper;
 use crate::vfio_user::lane::{Order, Report};
@@ -124,7 +124,7 @@ impl Seat {
         let Some(berth) = berth.as_ref() else { return };
         let mut device = self.device.borrow_mut();
         let done = match order {
-            Order::Start(..) if self.house.draining.get() => Err(crate::backend::Errno::NO_DEVICE),
+            Order::Start(..) if self.house.draining.get() => Err(Errno::NO_DEVICE),
             Order::Start(orb, way) => {
                 // Before the start: where no path is left, it has its status at once.
                 let before = berth.starts.replace(tag);

@@ -148,4 +148,16 @@ impl Conversation<()> {
         })
         .await
     }
+
+    /// Asks for what must not be refused: `what`, if the error has to name it.
+    pub(super) async fn must(
+        &mut self,
+        what: &'static str,
+        command: Command,
+        payload: &[u8],
+        file: Option<OwnedFd>,
+    ) -> Result<(Vec<u8>, Vec<OwnedFd>), ServerFault> {
+        let answer = self.hear(command, payload, file).await?;
+        answer.map_err(|errno| ServerFault::Refused { what, errno })
+    }
 }

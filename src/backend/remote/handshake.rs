@@ -55,15 +55,15 @@ pub(super) async fn look(talk: &mut Conversation<()>) -> Result<Greeted, ServerF
         lane_server: None,
     };
     let offer = ours.to_payload(Version::OURS);
-    let payload = must(talk, "the version", Command::Version, &offer).await?;
+    let (payload, _) = talk.must("the version", Command::Version, &offer, None).await?;
     let (version, theirs) = Capabilities::read(&payload)?;
     if version > Version::OURS {
         return Err(VersionError::Minor { theirs: version }.into());
     }
     let size = size_of::<DeviceInfo>() as u32;
     let asked = DeviceInfo { argsz: size, ..DeviceInfo::default() };
-    let payload =
-        must(talk, "to say what its device is", Command::DeviceGetInfo, asked.as_bytes()).await?;
+    let what = "to say what its device is";
+    let (payload, _) = talk.must(what, Command::DeviceGetInfo, asked.as_bytes(), None).await?;
     let info: DeviceInfo = read(&payload, "device information")?;
     if info.flags & VfioInfo::CCW == 0 {
         return Err(ServerFault::NotCcw { flags: info.flags });
@@ -81,8 +81,8 @@ pub(super) async fn look(talk: &mut Conversation<()>) -> Result<Greeted, ServerF
         region: RegionIndex::Schib as u32,
         count: size_of::<SchibRegion>() as u32,
     };
-    let payload =
-        must(talk, "to show its subchannel", Command::RegionRead, access.as_bytes()).await?;
+    let what = "to show its subchannel";
+    let (payload, _) = talk.must(what, Command::RegionRead, access.as_bytes(), None).await?;
     let (_, region) = Access::read_from_prefix(&payload).map_err(|_| short("a region"))?;
     let region: SchibRegion = read(region, "the SCHIB region")?;
     Ok(Greeted {
@@ -91,18 +91,6 @@ pub(super) async fn look(talk: &mut Conversation<()>) -> Result<Greeted, ServerF
         can_reset: info.flags & VfioInfo::RESET != 0,
         has_reports,
     })
-}
-
-async fn must(
-    talk: &mut Conversation<()>,
-    what: &'static str,
-    command: Command,
-    payload: &[u8],
-) -> Result<Vec<u8>, ServerFault> {
-    match talk.hear(command, payload, None).await? {
-        Ok((payload, _)) => Ok(payload),
-        Err(errno) => Err(ServerFault::Refused { what, errno }),
-    }
 }
 
 fn short(what: &str) -> ServerFault {

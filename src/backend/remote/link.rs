@@ -197,7 +197,7 @@ impl Link {
         greeted: &Greeted,
     ) -> Result<(Up, Way), ServerFault> {
         if greeted.can_reset {
-            must(&mut talk, "to reset its device", Command::DeviceReset, &[], None).await?;
+            talk.must("to reset its device", Command::DeviceReset, &[], None).await?;
         }
         let lane = match greeted.lane.filter(|_| self.knows_lanes) {
             Some(number) => {
@@ -255,7 +255,7 @@ impl Link {
         let seen = self.port.memory();
         for window in seen.windows() {
             let (payload, file) = map_of(window)?;
-            must(talk, "guest memory", Command::DmaMap, payload.as_bytes(), Some(file)).await?;
+            talk.must("guest memory", Command::DmaMap, payload.as_bytes(), Some(file)).await?;
         }
         if let Some((trunk, number)) = lane {
             let offer = LaneOffer {
@@ -266,8 +266,8 @@ impl Link {
                 offset: 0,
             };
             let memory = trunk.memory()?;
-            let mut files =
-                must(talk, "the lane", Command::CcwLane, offer.as_bytes(), Some(memory)).await?;
+            let (_, mut files) =
+                talk.must("the lane", Command::CcwLane, offer.as_bytes(), Some(memory)).await?;
             let what = || "a reply without the descriptor that wakes it".to_owned();
             trunk.set_kick(files.pop().ok_or_else(|| ServerFault::Protocol { what: what() })?);
         }
@@ -287,9 +287,8 @@ impl Link {
             }
             if !up.is_showing
                 && let Some(memory) = port.unshown()
-                && let Err(error) = up.show(memory, port)
             {
-                return Poll::Ready(error);
+                up.show(memory, port);
             }
             up.ask_for_irb(cx);
             up.ask_for_report(cx);
@@ -471,7 +470,7 @@ impl Up {
     }
 
     /// Shows the device other memory: what is gone is unmapped, then what is new is mapped.
-    fn show(&mut self, memory: Arc<DmaSpace>, port: &Port) -> Result<(), ServerFault> {
+    fn show(&mut self, memory: Arc<DmaSpace>, port: &Port) {
         let seen = self.seen.clone();
         let is_in = |space: &DmaSpace, window: &Window| {
             space.windows().iter().any(|other| other.is_same(window))
@@ -500,18 +499,20 @@ impl Up {
         let size = size_of::<crate::vfio_user::DeviceInfo>() as u32;
         let asked = [size, 0, 0, 0];
         self.talk.ask(Command::DeviceGetInfo, &[asked.as_bytes()], None, Asked::Shown(memory));
-        Ok(())
     }
 
     /// Waits until the other side has closed the connection.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
+        for _ in 0..TOGETHER {
             match self.talk.poll_answer(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Err(ServerFault::Lost(_))) => return Poll::Ready(()),
                 Poll::Ready(_) => {}
             }
         }
+        // It may talk without end.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
@@ -541,19 +542,6 @@ fn region<T: FromBytes>(
     read(message.payload).ok_or_else(short)
 }
 
-async fn must(
-    talk: &mut Conversation<()>,
-    what: &'static str,
-    command: Command,
-    payload: &[u8],
-    file: Option<OwnedFd>,
-) -> Result<Vec<OwnedFd>, ServerFault> {
-    match talk.hear(command, payload, file).await? {
-        Ok((_, files)) => Ok(files),
-        Err(errno) => Err(ServerFault::Refused { what, errno }),
-    }
-}
-
 /// Gives the device an eventfd for an interrupt, and watches it.
 async fn wire_irq(talk: &mut Conversation<()>, irq: Irq) -> Result<AsyncFd<OwnedFd>, ServerFault> {
     let event =
@@ -570,5 +558,5 @@ async fn set_irq(talk: &mut Conversation<()>, irq: Irq, event: OwnedFd) -> Resul
         start: 0,
         count: 1,
     };
-    must(talk, "an eventfd", Command::DeviceSetIrqs, set.as_bytes(), Some(event)).await.map(drop)
+    talk.must("an eventfd", Command::DeviceSetIrqs, set.as_bytes(), Some(event)).await.map(drop)
 }

@@ -301,7 +301,7 @@ impl Port {
         }
     }
 
-    /// When whoever started the program lost interest in it; once.
+    /// Since when a program that runs is to end by itself.
     pub(super) fn released(&self) -> Option<Instant> {
         self.released.get().filter(|_| self.stage.get() == Stage::Runs)
     }
