@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
-use command_line::{Running, SMALL_JOB, SMALL_VOLUME, run};
+use command_line::{Running, SMALL_JOB, SMALL_VOLUME, assert_nothing_wrong, number, run};
 use serde_json::Value;
 use vfio_ccw::{Driver, DriverChoice, Service, ServiceError};
 use vfio_ccw_pinning::memlock::Memlock;
@@ -24,12 +24,8 @@ const QUANTILES: [&str; 5] = ["p50_ns", "p90_ns", "p99_ns", "p999_ns", "max_ns"]
 /// Asserts that a report has every figure, and figures as a good run has them.
 #[track_caller]
 fn assert_clean(report: &Value) {
-    let number =
-        |key: &str| report[key].as_f64().unwrap_or_else(|| panic!("no number '{key}': {report:#}"));
-    assert!(number("ios") > 0.0 && number("iops") > 0.0, "{report:#}");
-    for fault in ["lost", "duplicate", "miscompares", "errors"] {
-        assert_eq!(number(fault), 0.0, "{fault}: {report:#}");
-    }
+    assert_nothing_wrong(report);
+    let number = |key: &str| number(report, key);
     assert!(number("pinned_peak_bytes") <= number("budget_bytes"), "{report:#}");
     assert!(number("pinned_peak_bytes") > 0.0, "{report:#}");
     assert!((0.0..=1.0).contains(&number("cache_hit_rate")), "{report:#}");

@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 use bench_guest::fba::{self, Image, MAY_WRITE, ONLY_READ, READ, WRITE, extent, locate};
 use bench_guest::gated::{Gate, TRANSFER};
 use bench_guest::rewriting::{Flip, Tally, while_rewritten};
-use bench_guest::wired::Wired;
 use bench_guest::{Bench, Device, STALL};
 use served::{BOTH_WAYS, Rig, Served, Way, mappings, region};
 use vfio_ccw::architecture::{
@@ -856,17 +855,6 @@ fn futures_dropped_at_any_moment_leave_a_device_that_works() {
     }
 }
 
-/// Waits for interruptions until one has status: that of a program which was quicker goes with CLEAR.
-fn next_status(wired: &Wired) -> IrbHead {
-    loop {
-        drop(wired.interruption());
-        let (cc, irb) = wired.subchannel.tsch();
-        if cc == Cc::Cc0 {
-            return irb;
-        }
-    }
-}
-
 #[test]
 fn the_end_of_a_cleared_start_is_not_taken_for_that_of_the_next() {
     for way in BOTH_WAYS {
@@ -883,9 +871,9 @@ fn the_end_of_a_cleared_start_is_not_taken_for_that_of_the_next() {
                 thread::yield_now();
             }
             assert_eq!(subchannel.csch(), Cc::Cc0);
-            assert_performed(&next_status(&wired), ScswFlags::CLEAR_FUNCTION);
+            assert_performed(&wired.next_status(), ScswFlags::CLEAR_FUNCTION);
             assert_eq!(subchannel.ssch(&Orb::new(SHORT)), Ok(Cc::Cc0));
-            let irb = next_status(&wired);
+            let irb = wired.next_status();
             assert!(irb.scsw.is_clean_end() && irb.scsw.cpa() == SHORT + 8, "{round}: {irb:?}");
         }
     }

@@ -3,25 +3,30 @@
 //! The server is the command, in a process of its own. What is written is verified: a write that was acknowledged is
 //! found by every read after it, whatever happened to the server meanwhile; one that failed may have happened or not.
 
+pub mod command_line;
 pub mod confinement;
-pub mod server_process;
+pub mod serving;
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use server_process::{Serve, guest, sockets};
+use command_line::Running;
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use serving::{Serving, sockets};
+use tempfile::TempDir;
 use vfio_ccw::architecture::{Ccw, Orb, SubchannelStatus, command};
 use vfio_ccw::backend::remote::RemoteDevice;
 use vfio_ccw::engine::DiskEngine;
 use vfio_ccw::{Cc, Completions, Delivery, DeviceSpec, Service, Silent, Subchannel};
 use vfio_ccw_load::random::SplitMix64;
 use vfio_ccw_load::{Completion, Direction, Engine, Failure, Request};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
 /// Nothing here takes this long: who waits longer waits for something that was lost.
 const STALL: Duration = Duration::from_secs(60);
@@ -31,6 +36,19 @@ const DISKS: usize = 8;
 /// Bytes of one transfer, and transfers that fit on a disk's part of the volume.
 const BLOCK: u32 = 4096;
 const BLOCKS: u64 = 64;
+
+/// A folder for the sockets of servers that come and go.
+fn folder() -> Arc<TempDir> {
+    Arc::new(tempfile::tempdir().expect("a folder"))
+}
+
+/// `bytes` of guest memory from address 0, in a memfd.
+fn guest(bytes: usize) -> Arc<GuestMemoryMmap> {
+    let memfd = memfd_create("guest", MemfdFlags::CLOEXEC).expect("a memfd");
+    ftruncate(&memfd, bytes as u64).expect("room for it");
+    let range = (GuestAddress(0), bytes, Some(FileOffset::new(memfd.into(), 0)));
+    Arc::new(GuestMemoryMmap::from_ranges_with_files([range]).expect("address space for it"))
+}
 
 /// How programs get to the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,12 +199,12 @@ fn footprint() -> (u64, usize) {
 
 /// Kills and restarts the server `times` times under a load, at random moments.
 fn killed_under_load(times: u32, way: Way) {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder();
     let image = folder.path().join("disk.img");
     let bytes = DISKS as u64 * BLOCKS * u64::from(BLOCK);
     File::create(&image).and_then(|file| file.set_len(bytes)).expect("an image");
     let word = format!("fba:{},count={DISKS}", image.display());
-    let serve = || Serve::start(&["--device", &word, "--socket-dir"], folder.path());
+    let serve = || Serving::start_in(&folder, &[&word], &[]);
     let server = serve();
     let service = Service::builder().build(guest(4 << 20)).expect("the service starts");
     let mut load = Load::new(&service, folder.path(), way);
@@ -229,7 +247,8 @@ fn killed_under_load(times: u32, way: Way) {
     // All of it once more, from the file: the server that lives has it.
     drop(load.engine);
     drop(service);
-    assert_eq!(killed.end(), Some(0), "SIGTERM drains");
+    // SIGTERM drains.
+    killed.ends_well();
     let file = File::open(&image).expect("the image");
     for (slot, Slot { blocks, .. }) in load.slots.iter().enumerate() {
         for (block, Block { known, doubted }) in blocks.iter().enumerate() {
@@ -281,10 +300,10 @@ fn until(what: &str, done: impl Fn() -> bool) {
 
 #[test]
 fn while_the_server_is_gone_starts_get_condition_code_3_and_reports_tell() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let socket = folder.path().join("null.sock");
-    let serve = || Serve::start(&["--device", "null", "--socket"], &socket);
+    let folder = folder();
+    let serve = || Serving::start_in(&folder, &["null"], &[]);
     let server = serve();
+    let socket = server.socket("null0");
     let memory = guest(1 << 20);
     let sense_id = Ccw::new(command::SENSE_ID, 0x2000, 7).to_format_1();
     memory.write_slice(&sense_id, GuestAddress(0x1000)).expect("guest memory");
@@ -320,42 +339,42 @@ fn while_the_server_is_gone_starts_get_condition_code_3_and_reports_tell() {
     assert_eq!(device.ssch(&orb), Ok(Cc::Cc0));
     assert!(status(&device).scsw.is_clean_end());
     drop(service);
-    assert_eq!(server.end(), Some(0));
+    server.ends_well();
 }
 
 #[test]
 fn a_server_that_does_nothing_costs_its_neighbours_nothing() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let (one, other) = (folder.path().join("one.sock"), folder.path().join("other.sock"));
-    let stopped = Serve::start(&["--device", "null", "--socket"], &one);
-    let runs = Serve::start(&["--device", "null", "--socket"], &other);
+    let stopped = Serving::start(&["null"], &[]);
+    let runs = Serving::start(&["null"], &[]);
     let memory = guest(1 << 20);
     let nop = Ccw::new(command::NOP, 0, 0).to_format_1();
     memory.write_slice(&nop, GuestAddress(0x1000)).expect("guest memory");
     // One shard has both.
     let service = Service::builder().build(memory).expect("the service starts");
-    let (stuck, neighbour) = (null_device(&service, &one), null_device(&service, &other));
+    let device = |server: &Serving| null_device(&service, &server.socket("null0"));
+    let (stuck, neighbour) = (device(&stopped), device(&runs));
     let orb = Orb::new(0x1000);
-    stopped.signal(libc::SIGSTOP);
+    stopped.send(libc::SIGSTOP);
     assert_eq!(stuck.ssch(&orb), Ok(Cc::Cc0));
     for _ in 0..1000 {
         assert_eq!(neighbour.ssch(&orb), Ok(Cc::Cc0));
         assert!(status(&neighbour).scsw.is_clean_end());
     }
     assert_eq!(stuck.tsch().0, Cc::Cc1, "its program has not ended");
-    stopped.signal(libc::SIGCONT);
+    stopped.send(libc::SIGCONT);
     assert!(status(&stuck).scsw.is_clean_end(), "and goes on where it stopped");
     drop(service);
-    assert_eq!((stopped.end(), runs.end()), (Some(0), Some(0)));
+    stopped.ends_well();
+    runs.ends_well();
 }
 
 #[test]
 fn a_client_that_dies_leaves_nothing_and_the_next_is_served() {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder();
     let image = folder.path().join("disk.img");
     File::create(&image).and_then(|file| file.set_len(64 << 20)).expect("an image");
     let word = format!("fba:{},count=4", image.display());
-    let server = Serve::start(&["--device", &word, "--socket-dir"], folder.path());
+    let server = Serving::start_in(&folder, &[&word], &[]);
     let resources = || {
         let descriptors = std::fs::read_dir(format!("/proc/{}/fd", server.id()));
         let maps = std::fs::read_to_string(format!("/proc/{}/maps", server.id()));
@@ -368,26 +387,26 @@ fn a_client_that_dies_leaves_nothing_and_the_next_is_served() {
     }
     let before = resources();
     for _ in 0..3 {
-        let client = server_process::client(folder.path());
+        let load = ["--seconds", "600", "--quiet", "--metrics", "off", "--remote"];
+        let client = Running::start(load.into_iter().chain([server.folder()]));
         until("a client at work", || resources().1 > before.1);
-        client.kill();
+        // It is killed.
+        drop(client);
         until("its memory to be let go of", || resources() == before);
     }
-    assert_eq!(server.end(), Some(0));
+    server.ends_well();
 }
 
 /// What ends a program is not mistaken for the device's own status.
 #[test]
 fn a_program_whose_server_dies_has_no_device_status() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let socket = folder.path().join("null.sock");
-    let server = Serve::start(&["--device", "null", "--socket"], &socket);
+    let server = Serving::start(&["null"], &[]);
     let memory = guest(1 << 20);
     let nop = Ccw::new(command::NOP, 0, 0).to_format_1();
     memory.write_slice(&nop, GuestAddress(0x1000)).expect("guest memory");
     let service = Service::builder().build(memory).expect("the service starts");
     let (delivery, mut completions) = Completions::ring(64).expect("an eventfd");
-    let device = RemoteDevice::connect(&socket).expect("a device there");
+    let device = RemoteDevice::connect(&server.socket("null0")).expect("a device there");
     let device = service.attach(DeviceSpec::remote(device), delivery).expect("room for it");
     let mut ends_of = |programs: usize| {
         let mut ends = Vec::new();
@@ -401,7 +420,7 @@ fn a_program_whose_server_dies_has_no_device_status() {
     submit(7);
     assert!(ends_of(1)[0].irb.scsw.is_clean_end());
     // It takes what comes, and does nothing with it.
-    server.signal(libc::SIGSTOP);
+    server.send(libc::SIGSTOP);
     (0..4).for_each(submit);
     server.kill();
     let ends = ends_of(4);

@@ -11,11 +11,10 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use command_line::{Ended, Running, SMALL_JOB, run};
-use serde_json::Value;
+use command_line::{Ended, Running, SMALL_JOB, assert_nothing_wrong, run};
 use serving::{Serving, is_served, scrape};
 use tempfile::TempDir;
 
@@ -71,16 +70,6 @@ fn job(server: &Serving, more: &[&str]) -> Ended {
     run(SMALL_JOB.iter().chain(&remote).chain(more))
 }
 
-#[track_caller]
-fn assert_clean(report: &Value) {
-    let number =
-        |key: &str| report[key].as_f64().unwrap_or_else(|| panic!("no number '{key}': {report:#}"));
-    assert!(number("ios") > 0.0 && number("iops") > 0.0, "{report:#}");
-    for fault in ["lost", "duplicate", "miscompares", "errors"] {
-        assert_eq!(number(fault), 0.0, "{fault}: {report:#}");
-    }
-}
-
 #[test]
 fn the_main_job_runs_on_disks_of_another_process() {
     let ways: [(&[&str], &[&str]); 5] = [
@@ -96,7 +85,7 @@ fn the_main_job_runs_on_disks_of_another_process() {
         let server = Serving::start(&[&image.word(",count=16")], serve);
         let ended = job(&server, &[&["--overwrite"], more].concat());
         let report = ended.with_code(0).report();
-        assert_clean(&report);
+        assert_nothing_wrong(&report);
         assert!(report["bytes_written"].as_u64() > Some(0), "{report:#}");
         assert!(report["checked"].as_u64() > Some(0), "reads were compared: {report:#}");
         let ended = server.ends_well();
@@ -111,7 +100,7 @@ fn without_overwrite_it_only_reads() {
     let server = Serving::start(&[&image.word(",count=4")], &[]);
     for more in [&[][..], &["--no-lane"]] {
         let report = job(&server, more).with_code(0).report();
-        assert_clean(&report);
+        assert_nothing_wrong(&report);
         assert_eq!(report["bytes_written"], 0);
     }
     server.ends_well();
@@ -142,7 +131,7 @@ fn a_volume_is_copied_byte_for_byte() {
 fn a_disk_that_is_read_only_stays_as_it_is() {
     let image = Image::new(1 << 20);
     let server = Serving::start(&[&image.word(",ro,count=4")], &[]);
-    assert_clean(&job(&server, &[]).with_code(0).report());
+    assert_nothing_wrong(&job(&server, &[]).with_code(0).report());
     for more in [&["--overwrite"][..], &["--overwrite", "--skip-verify", "--no-lane"]] {
         let ended = job(&server, more);
         let ended = ended.with_code(1);
@@ -203,7 +192,7 @@ fn a_server_that_is_told_to_end_drains() {
 #[test]
 fn sockets_are_taken_over_from_a_server_that_is_gone_and_from_no_other() {
     let image = Image::new(1 << 20);
-    let folder = Rc::new(tempfile::tempdir().unwrap());
+    let folder = Arc::new(tempfile::tempdir().unwrap());
     let start = || Serving::start_in(&folder, &[&image.word(",name=disk"), "null"], &[]);
     let server = start();
     let (disk, null) = (server.socket("disk"), server.socket("null0"));

@@ -156,17 +156,6 @@ fn a_suspended_program_is_halted_cleared_and_cancelled() {
     }
 }
 
-/// Waits for interruptions until one has status: that of a program which was quicker goes with CLEAR.
-fn next_status(wired: &Wired) -> IrbHead {
-    loop {
-        drop(wired.interruption());
-        let (cc, irb) = wired.subchannel.tsch();
-        if cc == Cc::Cc0 {
-            return irb;
-        }
-    }
-}
-
 #[test]
 fn the_end_of_a_cleared_start_is_not_taken_for_that_of_the_next() {
     // The known race of vfio-ccw: SSCH, CSCH, SSCH, and then the first one's interrupt.
@@ -180,10 +169,10 @@ fn the_end_of_a_cleared_start_is_not_taken_for_that_of_the_next() {
                 thread::yield_now();
             }
             assert_eq!(subchannel.csch(), Cc::Cc0);
-            let irb = next_status(&wired);
+            let irb = wired.next_status();
             assert_performed(&irb, ScswFlags::CLEAR_FUNCTION);
             assert_eq!(subchannel.ssch(&Orb::new(SHORT).with_intparm(2)), Ok(Cc::Cc0));
-            let irb = next_status(&wired);
+            let irb = wired.next_status();
             assert!(
                 irb.scsw.is_clean_end() && irb.scsw.cpa() == SHORT + 8,
                 "round {round}: {irb:?}"

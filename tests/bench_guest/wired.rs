@@ -67,6 +67,17 @@ impl Wired {
         self.interruptions.try_recv().is_ok()
     }
 
+    /// Waits for interruptions until one has status: that of a program which was quicker goes with CLEAR.
+    pub fn next_status(&self) -> IrbHead {
+        loop {
+            drop(self.interruption());
+            let (cc, irb) = self.subchannel.tsch();
+            if cc == Cc::Cc0 {
+                return irb;
+            }
+        }
+    }
+
     /// Fetches the status, which must be pending.
     #[track_caller]
     pub fn status(&self) -> IrbHead {

@@ -85,6 +85,21 @@ impl Ended {
     }
 }
 
+/// A number of a report.
+#[track_caller]
+pub fn number(report: &Value, key: &str) -> f64 {
+    report[key].as_f64().unwrap_or_else(|| panic!("no number '{key}': {report:#}"))
+}
+
+/// Asserts that a report is of work that was done, and that nothing of it went wrong.
+#[track_caller]
+pub fn assert_nothing_wrong(report: &Value) {
+    assert!(number(report, "ios") > 0.0 && number(report, "iops") > 0.0, "{report:#}");
+    for fault in ["lost", "duplicate", "miscompares", "errors"] {
+        assert_eq!(number(report, fault), 0.0, "{fault}: {report:#}");
+    }
+}
+
 /// Runs a call to its end.
 #[track_caller]
 pub fn end(command: &mut Command) -> Ended {

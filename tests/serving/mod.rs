@@ -1,10 +1,12 @@
 //! `vfio-ccw serve` as a process of its own.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpStream;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdout};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use tempfile::TempDir;
 
@@ -19,20 +21,20 @@ pub struct Serving {
     stderr: BufReader<ChildStderr>,
     /// What was read of both.
     said: [String; 2],
-    folder: Rc<TempDir>,
+    folder: Arc<TempDir>,
 }
 
 impl Serving {
     /// Serves devices in a folder of their own, and waits until that is ready.
     #[track_caller]
     pub fn start(devices: &[&str], more: &[&str]) -> Self {
-        let folder = Rc::new(tempfile::tempdir().expect("room for sockets"));
+        let folder = Arc::new(tempfile::tempdir().expect("room for sockets"));
         Serving::start_in(&folder, devices, more)
     }
 
     /// The same in a folder where others have been.
     #[track_caller]
-    pub fn start_in(folder: &Rc<TempDir>, devices: &[&str], more: &[&str]) -> Self {
+    pub fn start_in(folder: &Arc<TempDir>, devices: &[&str], more: &[&str]) -> Self {
         let mut arguments = vec!["serve"];
         devices.iter().for_each(|device| arguments.extend(["--device", device]));
         arguments.extend(["--socket-dir", folder.path().to_str().expect("plain"), "--log", "info"]);
@@ -65,9 +67,14 @@ impl Serving {
         self.folder.path().join(format!("{name}.sock"))
     }
 
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.as_ref().expect("not ended").id()
+    }
+
     /// Sends it a signal.
     pub fn send(&self, signal: i32) {
-        confinement::send(self.child.as_ref().expect("not ended").id(), signal);
+        confinement::send(self.id(), signal);
     }
 
     /// Reads standard error until a line that contains `words`; `None` where it ends before.
@@ -82,6 +89,13 @@ impl Serving {
                 return Some(line);
             }
         }
+    }
+
+    /// Ends it at once: SIGKILL.
+    pub fn kill(mut self) {
+        let mut child = self.child.take().expect("not ended");
+        child.kill().expect("it is there");
+        child.wait().expect("it is a child");
     }
 
     /// Waits for its end.
@@ -112,6 +126,15 @@ impl Drop for Serving {
             let _ = child.wait();
         }
     }
+}
+
+/// The sockets in a folder, by name.
+pub fn sockets(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).expect("the folder").map(|entry| entry.expect("an entry"));
+    let is_socket = |entry: &fs::DirEntry| entry.file_type().expect("its type").is_socket();
+    let mut sockets: Vec<_> = entries.filter(is_socket).map(|entry| entry.path()).collect();
+    sockets.sort();
+    sockets
 }
 
 /// Whether something listens at this socket.
