@@ -653,6 +653,15 @@ fn region_info_comes_in_two_sizes() {
             let word = |bytes: &[u8]| u32::from_ne_bytes(bytes.try_into().unwrap());
             Ok::<Vec<u32>, i32>(reply.chunks(4).map(word).collect())
         };
+        // Size and offset are of eight bytes, which are two words in the order of the machine.
+        let words = |long: u64| {
+            let bytes = long.to_ne_bytes();
+            [&bytes[..4], &bytes[4..]].map(|half| u32::from_ne_bytes(half.try_into().unwrap()))
+        };
+        let region = |argsz: u32, flags: u32, index: u32, size: u64| {
+            let offset = u64::from(index) * 1024;
+            [&[argsz, flags, index, 0][..], &words(size), &words(offset)].concat()
+        };
         for argsz in [0, 31] {
             assert_eq!(ask(1, argsz), Err(libc::EINVAL), "argsz {argsz}");
         }
@@ -660,8 +669,7 @@ fn region_info_comes_in_two_sizes() {
             assert_eq!(ask(index, 64), Err(libc::EINVAL), "region {index}");
         }
         for (index, flags, size) in [(1, 3, 8), (2, 1, 52), (3, 1, 8)] {
-            let offset = index * 1024;
-            let plain = [48, flags | CAPS, index, 0, size, 0, offset, 0];
+            let plain = region(48, flags | CAPS, index, size);
             for argsz in [32, 33, 47] {
                 assert_eq!(ask(index, argsz).unwrap(), plain, "{index} {argsz}");
             }
@@ -673,7 +681,7 @@ fn region_info_comes_in_two_sizes() {
                 assert_eq!(shown[4..], whole[4..], "{index} {argsz}");
             }
         }
-        assert_eq!(ask(0, 48).unwrap(), [32, 3, 0, 0, 124, 0, 0, 0], "it has no capability");
+        assert_eq!(ask(0, 48).unwrap(), region(32, 3, 0, 124), "it has no capability");
     });
 }
 

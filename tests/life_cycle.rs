@@ -425,6 +425,32 @@ fn what_cannot_be_saved_is_said() {
     bench.service.save().expect("nobody waits any more");
 }
 
+/// On a shard that has others to look after before it delivers what has ended.
+#[test]
+fn what_has_ended_is_there_when_draining_is_over() {
+    const OTHERS: u64 = 32;
+    for interrupts in BOTH_WAYS {
+        let bench = bench(Service::builder().shards(1).interrupts(interrupts));
+        let mut others: Vec<_> = (0..OTHERS).map(|_| bench.attach(DeviceSpec::Null)).collect();
+        for _ in 0..200 {
+            let mut ring = bench.attach(DeviceSpec::Null);
+            for user_data in 0..4 {
+                ring.subchannel.submit(&Orb::new(PROGRAM), user_data).unwrap();
+            }
+            for (other, user_data) in others.iter().zip(0..) {
+                other.subchannel.submit(&Orb::new(PROGRAM), user_data).unwrap();
+            }
+            bench.service.drain(ring.subchannel, STALL).expect("all that was started ends");
+            let mut ended = 0;
+            ring.completions.reap(5, |_| ended += 1);
+            assert_eq!(ended, 4);
+            for (other, user_data) in others.iter_mut().zip(0..) {
+                assert_eq!(other.completion().user_data, user_data);
+            }
+        }
+    }
+}
+
 #[test]
 fn draining_waits_for_all_that_was_started() {
     for interrupts in BOTH_WAYS {

@@ -1346,8 +1346,10 @@ fn answer(stream: &mut UnixStream, payload: &[u8]) {
     stream.write_all(&[&header, payload].concat()).unwrap();
 }
 
-/// Version 0.1, and no capabilities.
-const VERSION: &[u8] = b"\x00\x00\x01\x00{}\0";
+/// A version message, of no capabilities.
+fn version(major: u16, minor: u16) -> Vec<u8> {
+    [&major.to_ne_bytes()[..], &minor.to_ne_bytes(), b"{}\0"].concat()
+}
 
 #[test]
 fn what_is_no_server_of_channel_devices_says_so() {
@@ -1368,7 +1370,7 @@ fn what_is_no_server_of_channel_devices_says_so() {
     };
     // A PCI device.
     let error = server(connect_to(|mut stream| {
-        answer(&mut stream, VERSION);
+        answer(&mut stream, &version(0, 1));
         let info = [16u32, 2, 9, 5];
         answer(&mut stream, &info.map(u32::to_ne_bytes).concat());
     }));
@@ -1377,7 +1379,7 @@ fn what_is_no_server_of_channel_devices_says_so() {
     // One that hangs up, one of another time, and one that speaks of something else.
     let error = server(connect_to(drop));
     assert!(matches!(error, ServerFault::Lost(_)), "{error}");
-    let error = server(connect_to(|mut stream| answer(&mut stream, b"\x01\x00\x00\x00{}\0")));
+    let error = server(connect_to(|mut stream| answer(&mut stream, &version(1, 0))));
     assert!(matches!(error, ServerFault::Version(_)), "{error}");
     let error = server(connect_to(|mut stream| {
         // Perhaps the other side has hung up by then.

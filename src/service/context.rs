@@ -191,6 +191,8 @@ impl Context {
 
     /// The task of `shared` is over.
     pub(super) fn ended(&self, shared: &Shared) {
+        // Whoever waits for the end then finds the last of its completions.
+        self.deliver();
         let runner = self.runners.borrow_mut()[shared.bit()].take();
         runner.iter().for_each(|runner| self.rests(runner));
         shared.end();

@@ -27,7 +27,11 @@ const MOST_MESSAGES: usize = 64;
 /// What is sent last: DEVICE_GET_INFO with this number.
 const LAST: u16 = 0xf1a1;
 
-const VERSION: &[u8] = b"\0\0\x01\0{\"capabilities\":{\"vfio_ccw_lane\":{\"version\":1}}}\0";
+/// Version 0.1, with the lane.
+fn version() -> Vec<u8> {
+    let data = b"{\"capabilities\":{\"vfio_ccw_lane\":{\"version\":1}}}\0";
+    [&0u16.to_ne_bytes()[..], &1u16.to_ne_bytes(), data].concat()
+}
 
 /// One case: messages, each of what it is (a byte), its flags and descriptors (a byte), its length (a byte) and its
 /// payload. The first byte says whether a sound version is sent before them.
@@ -38,7 +42,7 @@ pub fn run(bytes: &[u8]) {
     let mut client = Client { ours, sent: Vec::new(), is_framed: true };
     let is_agreed = input.u8().is_multiple_of(2);
     if is_agreed {
-        client.send(1, 0, VERSION, &[]);
+        client.send(1, 0, &version(), &[]);
     }
     let mut sent = 0;
     for _ in 0..MOST_MESSAGES {
@@ -192,7 +196,7 @@ fn sound(command: u16) -> Vec<u8> {
         words(head).into_iter().chain(rest).collect()
     };
     match command {
-        1 => VERSION.to_vec(),
+        1 => version(),
         2 => doublewords(&[32, 3], &[0, 0, MEMORY]),
         3 => doublewords(&[24, 0], &[0, MEMORY]),
         4 => words(&[16, 0, 0, 0]),
