@@ -658,6 +658,10 @@ fn region_info_comes_in_two_sizes() {
             let bytes = long.to_ne_bytes();
             [&bytes[..4], &bytes[4..]].map(|half| u32::from_ne_bytes(half.try_into().unwrap()))
         };
+        let halves = |first: u16, second: u16| {
+            let bytes = [first.to_ne_bytes(), second.to_ne_bytes()].concat();
+            u32::from_ne_bytes(bytes.try_into().unwrap())
+        };
         let region = |argsz: u32, flags: u32, index: u32, size: u64| {
             let offset = u64::from(index) * 1024;
             [&[argsz, flags, index, 0][..], &words(size), &words(offset)].concat()
@@ -673,7 +677,9 @@ fn region_info_comes_in_two_sizes() {
             for argsz in [32, 33, 47] {
                 assert_eq!(ask(index, argsz).unwrap(), plain, "{index} {argsz}");
             }
-            let whole = [plain.as_slice(), &[2 | 1 << 16, 0, 2, index]].concat();
+            // The capability's number and version, of two bytes each; the next one; type and subtype.
+            let mut whole = plain.clone();
+            whole.extend([halves(2, 1), 0, 2, index]);
             for argsz in [48, 64, u32::MAX] {
                 let shown = ask(index, argsz).unwrap();
                 assert_eq!(shown[..3], whole[..3], "{index} {argsz}");

@@ -348,9 +348,9 @@ fn figures_are_served_while_a_client_is_connected() {
     // Guest memory of 4 MiB and the shadow of its programs, for each disk.
     assert!(figure("windows") >= 32.0, "{page}");
     assert!(figure("window_bytes") > f64::from(16 << 22), "{page}");
-    assert!(figure("messages") >= 16.0 * 8.0, "{page}");
+    assert!(figure("messages_total") >= 16.0 * 8.0, "{page}");
     let timed = page.lines().find(|line| {
-        line.starts_with("vfio_ccw_stage_duration_seconds_count{stage=\"device\",class=\"fba\"}")
+        line.starts_with("vfio_ccw_stage_duration_seconds_count{stage=\"device\",class=\"fba\",operation=\"write\"}")
     });
     assert!(timed.is_some_and(|line| !line.ends_with(" 0")), "{page}");
     confinement::send(client.id(), libc::SIGINT);
@@ -359,7 +359,7 @@ fn figures_are_served_while_a_client_is_connected() {
         let left = ["clients", "lanes", "windows", "window_bytes"];
         left.iter().all(|name| sample(page, &format!("vfio_ccw_server_{name}")) == 0.0)
     });
-    assert_eq!(sample(&page, "vfio_ccw_server_connections"), 16.0, "{page}");
+    assert_eq!(sample(&page, "vfio_ccw_server_connections_total"), 16.0, "{page}");
     server.ends_well();
     assert!(TcpStream::connect(address).is_err(), "nothing listens after the end");
 }

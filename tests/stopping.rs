@@ -395,7 +395,9 @@ fn a_future_that_is_dropped_clears_its_program_and_no_other() {
         let orb = Orb::new(PROGRAM);
         let [runs, waits, stays] = [(); 3].map(|()| disk.start(&orb).unwrap());
         gate.wait_for_arrivals(1);
-        drop((runs, waits));
+        // In this order: the one that waits must not get its turn.
+        drop(waits);
+        drop(runs);
         // The one that stays runs now.
         gate.wait_for_arrivals(2);
         gate.open();

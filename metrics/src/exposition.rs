@@ -6,7 +6,7 @@ use std::fmt::{self, Write};
 
 use crate::shard::Waiting;
 use crate::snapshot::Snapshot;
-use crate::stage::Stage;
+use crate::stage::{Kind, Stage};
 use crate::totals::Totals;
 
 /// The name of the histogram of stage durations.
@@ -16,7 +16,7 @@ const STAGE_DURATION_HELP: &str = "Time that requests spent in each stage. A sam
      bound when its histogram bucket, at most 3.2 % wide, lies wholly at or below it.";
 
 /// The name of the times of waiting.
-const WAIT: &str = "vfio_ccw_wait_seconds_total";
+pub(crate) const WAIT: &str = "vfio_ccw_wait_seconds_total";
 
 const WAIT_HELP: &str = "Time that shards without work spent waiting for some, by how they waited.";
 
@@ -67,14 +67,16 @@ const BOUNDS: [(u64, &str); 24] = [
     (10_000_000_000, "10.0"),
 ];
 
-/// Appends the stage durations of all classes in use to `text`.
+/// Appends the stage durations of all kinds of requests to `text`.
 pub(crate) fn write_stage_durations(totals: &Totals, text: &mut String) -> fmt::Result {
     writeln!(text, "# HELP {STAGE_DURATION} {STAGE_DURATION_HELP}")?;
     writeln!(text, "# TYPE {STAGE_DURATION} histogram")?;
-    for class in totals.classes() {
+    for kind in totals.kinds() {
         for stage in Stage::ALL {
-            if let Some(snapshot) = totals.stage_of(class, stage) {
-                let labels = format!("stage=\"{stage}\",class=\"{class}\"");
+            if let Some(snapshot) = totals.stage_in(kind, stage) {
+                let Kind { class, operation } = kind;
+                let labels =
+                    format!("stage=\"{stage}\",class=\"{class}\",operation=\"{operation}\"");
                 write_histogram(snapshot, &labels, text)?;
             }
         }

@@ -31,13 +31,14 @@
 //! # Example
 //!
 //! ```
-//! use vfio_ccw_metrics::{CounterKind, DeviceClass, Outcome, Registry, Stage};
+//! use vfio_ccw_metrics::{CounterKind, DeviceClass, Kind, Operation, Outcome, Registry, Stage};
 //!
 //! let registry = Registry::new();
 //!
 //! // On the shard thread: one ShardMetrics for each shard, written by that thread alone.
 //! let shard = registry.shard("0");
-//! let fba = shard.class(DeviceClass::Fba);
+//! let reads = Kind { class: DeviceClass::Fba, operation: Operation::Read };
+//! let fba = shard.durations(reads);
 //! shard.counters().starts.add(1);
 //! fba.record(Stage::Device, 81_000);
 //! fba.record(Stage::Total, 84_500);
@@ -52,7 +53,7 @@
 //! assert_eq!(totals.stage(Stage::Total).quantile(0.5), 84_500);
 //! # }
 //! assert!(registry.render().contains("vfio_ccw_pinned_bytes 65536"));
-//! # Ok::<(), vfio_ccw_metrics::GaugeError>(())
+//! # Ok::<(), vfio_ccw_metrics::SeriesError>(())
 //! ```
 
 #![forbid(unsafe_code)]
@@ -63,6 +64,8 @@ mod endpoint;
 mod exposition;
 mod histogram;
 mod registry;
+mod rows;
+mod sense;
 mod shard;
 mod snapshot;
 mod stage;
@@ -73,12 +76,14 @@ pub use counter::{Counter, SharedCounter};
 pub use endpoint::{Endpoint, EndpointError};
 pub use exposition::PROMETHEUS_BOUNDS_NS;
 pub use histogram::{Histogram, LIMIT_NS};
-pub use registry::{GaugeError, Registry};
+pub use registry::{Registry, SeriesError};
+pub use rows::{Family, FamilyKind, Row};
+pub use sense::SenseClass;
 pub use shard::{
-    ClassMetrics, CounterKind, Outcome, ShardCounters, ShardMetrics, SubmitterCounters, Waiting,
+    CounterKind, Durations, Outcome, ShardCounters, ShardMetrics, SubmitterCounters, Waiting,
 };
 pub use snapshot::Snapshot;
-pub use stage::{DeviceClass, Stage};
+pub use stage::{DeviceClass, Kind, Operation, Stage};
 pub use totals::Totals;
 
 /// Whether samples are taken: `false` when the feature `record` is off.

@@ -7,12 +7,17 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, Prometheu
 use parking_lot::Mutex;
 use thiserror::Error;
 
-use crate::exposition::{STAGE_DURATION, write_stage_durations, write_waits};
+use crate::exposition::{STAGE_DURATION, WAIT, write_stage_durations, write_waits};
+use crate::rows::{Family, FamilyKind, Row, Rows, write_rows};
+use crate::sense::SenseClass;
 use crate::shard::{CounterKind, Outcome, ShardMetrics};
 use crate::totals::Totals;
 
 const COMPLETIONS: &str = "vfio_ccw_completions_total";
 const COMPLETIONS_HELP: &str = "Requests that ended, by outcome.";
+const UNIT_CHECKS: &str = "vfio_ccw_unit_checks_total";
+const UNIT_CHECKS_HELP: &str =
+    "Requests that ended with unit check, by the class of their sense data.";
 const BUILD_INFO: &str = "vfio_ccw_build_info";
 const BUILD_INFO_HELP: &str = "Always 1; the label tells the version that runs.";
 
@@ -36,6 +41,8 @@ struct Inner {
     exporter: PrometheusHandle,
     counters: [metrics::Counter; CounterKind::COUNT],
     completions: [metrics::Counter; Outcome::COUNT],
+    unit_checks: [metrics::Counter; SenseClass::COUNT],
+    rows: Mutex<Vec<Rows>>,
     gauges: Mutex<Vec<SampledGauge>>,
     shards: Mutex<Shards>,
 }
@@ -70,6 +77,11 @@ impl Registry {
             let label = Label::from_static_parts("outcome", outcome.name());
             recorder.register_counter(&Key::from_parts(COMPLETIONS, vec![label]), &METADATA)
         });
+        describe_counter(&recorder, UNIT_CHECKS, UNIT_CHECKS_HELP);
+        let unit_checks = SenseClass::ALL.map(|sense| {
+            let label = Label::from_static_parts("sense", sense.name());
+            recorder.register_counter(&Key::from_parts(UNIT_CHECKS, vec![label]), &METADATA)
+        });
         let version = Label::from_static_parts("version", env!("CARGO_PKG_VERSION"));
         let build_info = Key::from_parts(BUILD_INFO, vec![version]);
         recorder.describe_gauge(BUILD_INFO.into(), None, BUILD_INFO_HELP.into());
@@ -81,6 +93,8 @@ impl Registry {
                 exporter,
                 counters,
                 completions,
+                unit_checks,
+                rows: Mutex::default(),
                 gauges: Mutex::default(),
                 shards: Mutex::default(),
             }),
@@ -105,13 +119,13 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// [`GaugeError`] if `name` is not a name for a Prometheus gauge, or one of the registry's own.
+    /// [`SeriesError`] if `name` is not a name for a Prometheus gauge, or one of the registry's own.
     pub fn gauge(
         &self,
         name: &str,
         help: &str,
         sample: impl Fn() -> f64 + Send + Sync + 'static,
-    ) -> Result<(), GaugeError> {
+    ) -> Result<(), SeriesError> {
         self.gauge_with(name, help, &[], sample)
     }
 
@@ -122,7 +136,7 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// [`GaugeError`] as for [`gauge`](Self::gauge), and for a label name that Prometheus does not
+    /// [`SeriesError`] as for [`gauge`](Self::gauge), and for a label name that Prometheus does not
     /// allow.
     pub fn gauge_with(
         &self,
@@ -130,8 +144,8 @@ impl Registry {
         help: &str,
         labels: &[(&str, &str)],
         sample: impl Fn() -> f64 + Send + Sync + 'static,
-    ) -> Result<(), GaugeError> {
-        check_gauge_name(name)?;
+    ) -> Result<(), SeriesError> {
+        check_name(name, FamilyKind::Gauge)?;
         let mut pairs = Vec::with_capacity(labels.len());
         for &(label, value) in labels {
             check_label_name(name, label)?;
@@ -145,6 +159,27 @@ impl Registry {
         let gauge = recorder.register_gauge(&key, &METADATA);
         gauges.retain(|known| known.key != key);
         gauges.push(SampledGauge { key, gauge, sample: Arc::new(sample) });
+        Ok(())
+    }
+
+    /// Adds families whose rows `collect` tells whenever somebody looks: what is not told of is not there
+    /// any more. Families of the same names replace the earlier ones.
+    ///
+    /// `collect` runs on the scraping thread, as the function of [`gauge`](Self::gauge). The label names
+    /// of rows must be Prometheus label names.
+    ///
+    /// # Errors
+    ///
+    /// [`SeriesError`] if one of the names is not a name for what the family is.
+    pub fn rows(
+        &self,
+        families: &'static [Family],
+        collect: impl Fn() -> Vec<Row> + Send + Sync + 'static,
+    ) -> Result<(), SeriesError> {
+        families.iter().try_for_each(|family| check_name(family.name, family.kind))?;
+        let mut rows = self.inner.rows.lock();
+        rows.retain(|known| known.families != families);
+        rows.push(Rows { families, collect: Arc::new(collect) });
         Ok(())
     }
 
@@ -178,13 +213,20 @@ impl Registry {
         for (outcome, counter) in Outcome::ALL.into_iter().zip(&self.inner.completions) {
             counter.absolute(totals.completions(outcome));
         }
+        for (sense, counter) in SenseClass::ALL.into_iter().zip(&self.inner.unit_checks) {
+            counter.absolute(totals.unit_checks(sense));
+        }
         // A copy, so that a sampling function may use the registry itself.
         let gauges = self.inner.gauges.lock().clone();
         for SampledGauge { gauge, sample, .. } in gauges {
             gauge.set(sample());
         }
+        let rows = self.inner.rows.lock().clone();
         let mut text = self.inner.exporter.render();
-        let written = write_waits(&totals, &mut text)
+        let written = rows
+            .iter()
+            .try_for_each(|rows| write_rows(rows.families, &(rows.collect)(), &mut text))
+            .and_then(|()| write_waits(&totals, &mut text))
             .and_then(|()| write_stage_durations(&totals, &mut text));
         written.expect("writing to a String cannot fail");
         text
@@ -216,23 +258,23 @@ impl Shards {
     }
 }
 
-/// A gauge that cannot be added.
+/// A metric that cannot be added.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum GaugeError {
+pub enum SeriesError {
     /// The name has characters that Prometheus does not allow.
     #[error(
-        "gauge name {name:?} is not a Prometheus name; use letters, digits and underscores, \
+        "metric name {name:?} is not a Prometheus name; use letters, digits and underscores, \
          not beginning with a digit"
     )]
     Name {
         /// The name as given.
         name: String,
     },
-    /// The name belongs to the registry, or its ending says that it is no gauge.
+    /// The name belongs to the registry, or its ending says that it is something else.
     #[error(
-        "gauge name {name:?} is reserved; use one that the registry does not use itself and that \
-         does not end in _total, _bucket, _sum or _count"
+        "metric name {name:?} is reserved; use one that the registry does not use itself; a counter's \
+         ends in _total, a gauge's in none of _total, _bucket, _sum and _count"
     )]
     Reserved {
         /// The name as given.
@@ -240,34 +282,41 @@ pub enum GaugeError {
     },
     /// A label name has characters that Prometheus does not allow.
     #[error(
-        "label name {label:?} of gauge {name:?} is not a Prometheus label name; use letters, \
+        "label name {label:?} of {name:?} is not a Prometheus label name; use letters, \
          digits and underscores, not beginning with a digit or with two underscores"
     )]
     Label {
-        /// The gauge's name.
+        /// The metric's name.
         name: String,
         /// The label name as given.
         label: String,
     },
 }
 
-fn check_gauge_name(name: &str) -> Result<(), GaugeError> {
+fn check_name(name: &str, kind: FamilyKind) -> Result<(), SeriesError> {
     if !is_identifier(name) {
-        return Err(GaugeError::Name { name: name.to_owned() });
+        return Err(SeriesError::Name { name: name.to_owned() });
     }
-    let own = [BUILD_INFO, STAGE_DURATION].contains(&name);
-    // These endings also cover every counter of the registry and the series of the histogram.
-    if own || ["_total", "_bucket", "_sum", "_count"].iter().any(|ending| name.ends_with(ending)) {
-        return Err(GaugeError::Reserved { name: name.to_owned() });
+    let own = [BUILD_INFO, STAGE_DURATION, COMPLETIONS, UNIT_CHECKS, WAIT];
+    let is_own = own.contains(&name) || CounterKind::ALL.iter().any(|kind| kind.name() == name);
+    let ends_well = match kind {
+        FamilyKind::Counter => name.ends_with("_total"),
+        // As the series of a histogram do, or a counter.
+        FamilyKind::Gauge => {
+            !["_total", "_bucket", "_sum", "_count"].iter().any(|ending| name.ends_with(ending))
+        }
+    };
+    if is_own || !ends_well {
+        return Err(SeriesError::Reserved { name: name.to_owned() });
     }
     Ok(())
 }
 
-fn check_label_name(name: &str, label: &str) -> Result<(), GaugeError> {
+fn check_label_name(name: &str, label: &str) -> Result<(), SeriesError> {
     if is_identifier(label) && !label.starts_with("__") {
         Ok(())
     } else {
-        Err(GaugeError::Label { name: name.to_owned(), label: label.to_owned() })
+        Err(SeriesError::Label { name: name.to_owned(), label: label.to_owned() })
     }
 }
 
@@ -285,7 +334,11 @@ fn describe_counter(recorder: &PrometheusRecorder, name: &'static str, help: &'s
 mod tests {
     use super::*;
     use crate::RECORDING;
-    use crate::stage::{DeviceClass, Stage};
+    use crate::stage::{DeviceClass, Kind, Operation, Stage};
+
+    fn writes(class: DeviceClass) -> Kind {
+        Kind { class, operation: Operation::Write }
+    }
 
     #[test]
     fn shards_are_summed_and_listed() {
@@ -293,7 +346,7 @@ mod tests {
         let shards = [registry.shard("0"), registry.shard("1")];
         for shard in &shards {
             shard.counters().starts.add(4);
-            shard.class(DeviceClass::Eckd).record(Stage::Queue, 100);
+            shard.durations(writes(DeviceClass::Eckd)).record(Stage::Queue, 100);
         }
         let times = u64::from(RECORDING);
         let totals = registry.snapshot();
@@ -313,7 +366,7 @@ mod tests {
         for restart in 1..=3 {
             let shard = registry.shard("0");
             shard.counters().starts.add(10);
-            shard.class(DeviceClass::Fba).record(Stage::Total, 5);
+            shard.durations(writes(DeviceClass::Fba)).record(Stage::Total, 5);
             drop(shard);
             let totals = registry.snapshot();
             let times = restart * u64::from(RECORDING);
@@ -362,18 +415,47 @@ mod tests {
     }
 
     #[test]
+    fn rows_come_and_go() {
+        static FAMILIES: [Family; 2] = [
+            Family { kind: FamilyKind::Counter, name: "vfio_ccw_x_total", help: "Xs." },
+            Family { kind: FamilyKind::Gauge, name: "vfio_ccw_y", help: "Ys." },
+        ];
+        let registry = Registry::new();
+        let there = Arc::new(Mutex::new(vec![("a", 1.0), ("b", 2.0)]));
+        let seen = there.clone();
+        let collect = move || {
+            let row = |(label, value): &(&str, f64)| Row {
+                labels: vec![("of", (*label).to_owned())],
+                values: vec![*value, value / 4.0],
+            };
+            seen.lock().iter().map(row).collect()
+        };
+        registry.rows(&FAMILIES, collect).expect("valid");
+        let text = registry.render();
+        for line in ["vfio_ccw_x_total{of=\"a\"} 1\n", "vfio_ccw_y{of=\"b\"} 0.5\n"] {
+            assert!(text.contains(line), "{text}");
+        }
+        there.lock().remove(0);
+        let text = registry.render();
+        assert!(!text.contains("of=\"a\"") && text.contains("of=\"b\""), "{text}");
+        registry.rows(&FAMILIES, Vec::new).expect("valid");
+        assert!(!registry.render().contains("of="), "replaced");
+        assert_eq!(Arc::strong_count(&there), 1);
+    }
+
+    #[test]
     fn names_that_would_spoil_the_scrape_are_refused() {
         let registry = Registry::new();
         let refused = |name: &str| registry.gauge(name, "Help.", || 0.0).expect_err(name);
         for name in ["", "9lives", "a-b", "a b", "ä"] {
-            assert_eq!(refused(name), GaugeError::Name { name: name.into() });
+            assert_eq!(refused(name), SeriesError::Name { name: name.into() });
         }
         for name in ["vfio_ccw_starts_total", "x_bucket", "x_count", BUILD_INFO, STAGE_DURATION] {
-            assert_eq!(refused(name), GaugeError::Reserved { name: name.into() });
+            assert_eq!(refused(name), SeriesError::Reserved { name: name.into() });
         }
         for label in ["", "__name__", "a.b", "1"] {
             let error = registry.gauge_with("x", "Help.", &[(label, "v")], || 0.0);
-            let expected = GaugeError::Label { name: "x".into(), label: label.into() };
+            let expected = SeriesError::Label { name: "x".into(), label: label.into() };
             assert_eq!(error, Err(expected));
         }
         assert!(registry.inner.gauges.lock().is_empty());

@@ -9,8 +9,9 @@ use crossbeam_utils::CachePadded;
 
 use crate::counter::{Counter, SharedCounter};
 use crate::histogram::Histogram;
+use crate::sense::SenseClass;
 use crate::snapshot::Snapshot;
-use crate::stage::{DeviceClass, Stage, label_set};
+use crate::stage::{DeviceClass, Kind, Stage, label_set};
 use crate::totals::Totals;
 
 /// Declares the counter structs and the enum that names all their fields from one table.
@@ -114,6 +115,8 @@ counters! {
             "Runs of adjacent pages that were pinned in one call.";
         PinUnpinned pin_unpinned "vfio_ccw_pin_unpinned_total"
             "Pages that requests ran with unpinned: more than may ever be pinned, or pinning failed.";
+        SlowRequests slow_requests "vfio_ccw_slow_requests_total"
+            "Requests that took longer than the flight recorder's threshold, and were logged or could have been.";
         Overflows overflows "vfio_ccw_completion_overflows_total"
             "Completions that found the completion ring full and were kept beside it.";
         ReadBytes read_bytes "vfio_ccw_read_bytes_total"
@@ -160,7 +163,7 @@ label_set! {
 
 /// Everything that one shard measures.
 ///
-/// One thread, the shard's, calls [`ClassMetrics::record`], [`complete`](Self::complete) and the
+/// One thread, the shard's, calls [`Durations::record`], [`complete`](Self::complete) and the
 /// [`counters`](Self::counters); any thread may count in [`submitters`](Self::submitters) and read
 /// [`totals`](Self::totals). A second thread that records loses counts and harms nothing else.
 #[derive(Debug)]
@@ -169,13 +172,15 @@ pub struct ShardMetrics {
     /// Padded apart, so that vCPUs that count doorbells do not take the shard's lines away.
     shard: CachePadded<ShardOwned>,
     submitters: CachePadded<SubmitterCounters>,
-    classes: [OnceLock<Box<ClassMetrics>>; DeviceClass::COUNT],
+    /// By [`Kind::index`].
+    durations: [OnceLock<Box<Durations>>; Kind::COUNT],
 }
 
 #[derive(Debug, Default)]
 struct ShardOwned {
     counters: ShardCounters,
     completions: [Counter; Outcome::COUNT],
+    unit_checks: [Counter; SenseClass::COUNT],
     /// Nanoseconds.
     waits: [Counter; Waiting::COUNT],
 }
@@ -186,7 +191,7 @@ impl ShardMetrics {
             label,
             shard: CachePadded::default(),
             submitters: CachePadded::default(),
-            classes: [const { OnceLock::new() }; DeviceClass::COUNT],
+            durations: [const { OnceLock::new() }; Kind::COUNT],
         }
     }
 
@@ -216,20 +221,33 @@ impl ShardMetrics {
         self.shard.completions[outcome.index()].add(1);
     }
 
+    /// Counts a unit check, and what its sense data says. For the shard thread.
+    #[cold]
+    pub fn unit_check(&self, sense: &[u8]) {
+        self.shard.unit_checks[SenseClass::of(sense).index()].add(1);
+    }
+
     /// Counts that the shard has waited so for `ns` nanoseconds. For the shard thread.
     #[inline]
     pub fn waited(&self, how: Waiting, ns: u64) {
         self.shard.waits[how.index()].add(ns);
     }
 
-    /// The histograms of one device class.
+    /// The histograms of requests of one kind.
     ///
-    /// The first call for a class allocates them (about 56 KiB; a class that is never asked for
-    /// takes no memory). Call it when a device is attached, so that the first request need not.
+    /// The first call for a kind allocates them (about 56 KiB). [`attached`](Self::attached) does it when
+    /// a device comes, so that the first request need not.
     #[inline]
     #[must_use]
-    pub fn class(&self, class: DeviceClass) -> &ClassMetrics {
-        self.classes[class.index()].get_or_init(Box::default)
+    pub fn durations(&self, kind: Kind) -> &Durations {
+        self.durations[kind.index()].get_or_init(Box::default)
+    }
+
+    /// Makes ready for requests to a device of this class. A class that never comes takes no memory.
+    pub fn attached(&self, class: DeviceClass) {
+        for kind in Kind::of(class) {
+            let _made = self.durations(kind);
+        }
     }
 
     /// The numbers as they are now.
@@ -244,22 +262,25 @@ impl ShardMetrics {
         for how in Waiting::ALL {
             totals.set_waited(how, self.shard.waits[how.index()].value());
         }
-        for class in DeviceClass::ALL {
-            if let Some(metrics) = self.classes[class.index()].get() {
-                totals.set_class(class, metrics.snapshots());
+        for sense in SenseClass::ALL {
+            totals.set_unit_checks(sense, self.shard.unit_checks[sense.index()].value());
+        }
+        for kind in Kind::all() {
+            if let Some(durations) = self.durations[kind.index()].get() {
+                totals.set_durations(kind, durations.snapshots());
             }
         }
         totals
     }
 }
 
-/// The stage histograms of one device class on one shard.
+/// The stage histograms of one kind of requests on one shard.
 #[derive(Debug, Default)]
-pub struct ClassMetrics {
+pub struct Durations {
     stages: [Histogram; Stage::COUNT],
 }
 
-impl ClassMetrics {
+impl Durations {
     /// Records that `stage` took `ns` nanoseconds. For the shard thread.
     #[inline]
     pub fn record(&self, stage: Stage, ns: u64) {
@@ -290,6 +311,9 @@ mod tests {
 
     use super::*;
     use crate::RECORDING;
+    use crate::stage::Operation;
+
+    const READS: Kind = Kind { class: DeviceClass::Null, operation: Operation::Read };
 
     #[test]
     fn counter_names_follow_the_naming_rules() {
@@ -337,31 +361,54 @@ mod tests {
     #[test]
     fn a_sample_may_stand_for_several() {
         let shard = ShardMetrics::new("0".into());
-        shard.class(DeviceClass::Null).record_for(Stage::Device, 50, 16);
-        shard.class(DeviceClass::Null).record(Stage::Device, 70);
+        shard.durations(READS).record_for(Stage::Device, 50, 16);
+        shard.durations(READS).record(Stage::Device, 70);
         let totals = shard.totals();
-        let device = totals.stage_of(DeviceClass::Null, Stage::Device).expect("used");
+        let device = totals.stage_in(READS, Stage::Device).expect("used");
         let times = u64::from(RECORDING);
         assert_eq!((device.count(), device.sum_ns()), (17 * times, (16 * 50 + 70) * times));
         assert_eq!(device.quantile(0.5), 50 * times);
     }
 
     #[test]
-    fn a_class_has_histograms_from_its_first_use_on() {
+    fn a_kind_has_histograms_from_its_first_use_on() {
         let shard = ShardMetrics::new("0".into());
-        assert!(shard.totals().stage_of(DeviceClass::Tape, Stage::Pin).is_none());
-        shard.class(DeviceClass::Tape).record(Stage::Pin, 50);
+        let [reads, writes] = [Operation::Read, Operation::Write]
+            .map(|operation| Kind { class: DeviceClass::Tape, operation });
+        assert!(shard.totals().stage_in(reads, Stage::Pin).is_none());
+        shard.durations(reads).record(Stage::Pin, 50);
         let totals = shard.totals();
-        let pin = totals.stage_of(DeviceClass::Tape, Stage::Pin).expect("used");
+        let pin = totals.stage_in(reads, Stage::Pin).expect("used");
         assert_eq!(pin.count(), u64::from(RECORDING));
-        assert_eq!(totals.stage_of(DeviceClass::Tape, Stage::Total).expect("used").count(), 0);
-        assert!(totals.stage_of(DeviceClass::Fba, Stage::Pin).is_none());
+        assert_eq!(totals.stage_in(reads, Stage::Total).expect("used").count(), 0);
+        assert!(totals.stage_in(writes, Stage::Pin).is_none());
+        shard.attached(DeviceClass::Tape);
+        assert!(shard.totals().stage_in(writes, Stage::Pin).is_some());
+        assert!(shard.totals().stage_in(READS, Stage::Pin).is_none());
     }
 
     #[test]
-    fn the_same_class_is_the_same_memory() {
+    fn the_same_kind_is_the_same_memory() {
         let shard = ShardMetrics::new("0".into());
-        assert!(std::ptr::eq(shard.class(DeviceClass::Fba), shard.class(DeviceClass::Fba)));
+        assert!(std::ptr::eq(shard.durations(READS), shard.durations(READS)));
+    }
+
+    #[test]
+    fn unit_checks_are_told_apart_by_their_sense() {
+        let shard = ShardMetrics::new("0".into());
+        shard.unit_check(&[0x80, 0x01]);
+        shard.unit_check(&[0x08]);
+        shard.unit_check(&[0x08]);
+        shard.unit_check(&[]);
+        let totals = shard.totals();
+        for sense in SenseClass::ALL {
+            let expected = match sense {
+                SenseClass::CommandReject | SenseClass::None => 1,
+                SenseClass::DataCheck => 2,
+                _ => 0,
+            };
+            assert_eq!(totals.unit_checks(sense), expected * u64::from(RECORDING), "{sense}");
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The closed label sets by which a duration is kept: the stage of a request and the class of its
-//! device.
+//! The closed label sets by which a duration is kept: the stage of a request, the class of its device,
+//! and what it does there.
 
 /// Declares an enum whose variants, documentation and label values come from one table.
 macro_rules! label_set {
@@ -77,6 +77,57 @@ label_set! {
     }
 }
 
+label_set! {
+    /// What a request does, by the commands of its channel program.
+    pub enum Operation {
+        Read = "read", "A command moves data from the device into guest memory, and none the other way.";
+        Write = "write", "A command moves data from guest memory to the device.";
+        Control = "control", "Neither: control and sense commands only, or the request was refused before its commands were known.";
+    }
+}
+
+impl Operation {
+    /// What a request did that has moved so many bytes into guest memory, and so many out of it.
+    #[must_use]
+    pub const fn of_bytes(read: u64, written: u64) -> Self {
+        match (read, written) {
+            (0, 0) => Self::Control,
+            (_, 0) => Self::Read,
+            _ => Self::Write,
+        }
+    }
+}
+
+/// What durations are kept under: requests of one kind are compared with each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Kind {
+    /// Class of the device.
+    pub class: DeviceClass,
+    /// What the request does.
+    pub operation: Operation,
+}
+
+impl Kind {
+    /// How many there are.
+    pub const COUNT: usize = DeviceClass::COUNT * Operation::COUNT;
+
+    /// Every kind, in the order of [`index`](Self::index).
+    pub fn all() -> impl Iterator<Item = Self> {
+        DeviceClass::ALL.into_iter().flat_map(Self::of)
+    }
+
+    /// The kinds of one class.
+    pub fn of(class: DeviceClass) -> impl Iterator<Item = Self> {
+        Operation::ALL.into_iter().map(move |operation| Self { class, operation })
+    }
+
+    /// A number below [`COUNT`](Self::COUNT).
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.class.index() * Operation::COUNT + self.operation.index()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -89,7 +140,9 @@ mod tests {
         let classes: HashSet<_> = DeviceClass::ALL.map(DeviceClass::name).into();
         assert_eq!(stages.len(), Stage::COUNT);
         assert_eq!(classes.len(), DeviceClass::COUNT);
-        for name in stages.iter().chain(&classes) {
+        let operations: HashSet<_> = Operation::ALL.map(Operation::name).into();
+        assert_eq!(operations.len(), Operation::COUNT);
+        for name in stages.iter().chain(&classes).chain(&operations) {
             assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{name}");
         }
     }
@@ -102,6 +155,10 @@ mod tests {
         for (position, class) in DeviceClass::ALL.into_iter().enumerate() {
             assert_eq!(class.index(), position);
         }
+        for (position, kind) in Kind::all().enumerate() {
+            assert_eq!(kind.index(), position);
+        }
+        assert_eq!(Kind::all().count(), Kind::COUNT);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Counters and stage histograms of one or more shards at one moment.
 
+use crate::sense::SenseClass;
 use crate::shard::{CounterKind, Outcome, Waiting};
 use crate::snapshot::Snapshot;
-use crate::stage::{DeviceClass, Stage};
+use crate::stage::{DeviceClass, Kind, Stage};
 
 /// What one or more shards measured, at one moment: the input of reports and of a scrape.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -10,7 +11,9 @@ pub struct Totals {
     counters: [u64; CounterKind::COUNT],
     completions: [u64; Outcome::COUNT],
     waits: [u64; Waiting::COUNT],
-    classes: [Option<Box<[Snapshot; Stage::COUNT]>>; DeviceClass::COUNT],
+    unit_checks: [u64; SenseClass::COUNT],
+    /// By [`Kind::index`].
+    durations: [Option<Box<[Snapshot; Stage::COUNT]>>; Kind::COUNT],
 }
 
 impl Totals {
@@ -38,28 +41,43 @@ impl Totals {
         self.waits[how.index()]
     }
 
-    /// The durations of `stage` over all device classes.
+    /// How many requests ended with unit check and sense data of this class.
+    #[must_use]
+    pub fn unit_checks(&self, sense: SenseClass) -> u64 {
+        self.unit_checks[sense.index()]
+    }
+
+    /// The durations of `stage` over all kinds of requests.
     #[must_use]
     pub fn stage(&self, stage: Stage) -> Snapshot {
-        let mut all = Snapshot::default();
-        for class in self.classes() {
-            if let Some(snapshot) = self.stage_of(class, stage) {
-                all.merge(snapshot);
-            }
-        }
-        all
+        self.merged(Kind::all(), stage).unwrap_or_default()
     }
 
     /// The durations of `stage` for one device class, or `None` if no device of that class was
     /// ever attached.
     #[must_use]
-    pub fn stage_of(&self, class: DeviceClass, stage: Stage) -> Option<&Snapshot> {
-        self.classes[class.index()].as_ref().map(|stages| &stages[stage.index()])
+    pub fn stage_of(&self, class: DeviceClass, stage: Stage) -> Option<Snapshot> {
+        self.merged(Kind::of(class), stage)
     }
 
-    /// The device classes that are in use.
-    pub fn classes(&self) -> impl Iterator<Item = DeviceClass> + '_ {
-        DeviceClass::ALL.into_iter().filter(|class| self.classes[class.index()].is_some())
+    /// The durations of `stage` for one kind of requests, or `None` as for
+    /// [`stage_of`](Self::stage_of).
+    #[must_use]
+    pub fn stage_in(&self, kind: Kind, stage: Stage) -> Option<&Snapshot> {
+        self.durations[kind.index()].as_ref().map(|stages| &stages[stage.index()])
+    }
+
+    fn merged(&self, kinds: impl Iterator<Item = Kind>, stage: Stage) -> Option<Snapshot> {
+        kinds.filter_map(|kind| self.stage_in(kind, stage)).fold(None, |sum, more| {
+            let mut sum: Snapshot = sum.unwrap_or_default();
+            sum.merge(more);
+            Some(sum)
+        })
+    }
+
+    /// The kinds of requests that there can be: those of the device classes in use.
+    pub fn kinds(&self) -> impl Iterator<Item = Kind> + '_ {
+        Kind::all().filter(|kind| self.durations[kind.index()].is_some())
     }
 
     /// Adds what `other` measured.
@@ -73,14 +91,17 @@ impl Totals {
         for (sum, more) in self.waits.iter_mut().zip(&other.waits) {
             *sum += more;
         }
-        for (class, more) in self.classes.iter_mut().zip(&other.classes) {
-            match (class, more) {
+        for (sum, more) in self.unit_checks.iter_mut().zip(&other.unit_checks) {
+            *sum += more;
+        }
+        for (kind, more) in self.durations.iter_mut().zip(&other.durations) {
+            match (kind, more) {
                 (Some(stages), Some(more)) => {
                     for (stage, more) in stages.iter_mut().zip(more.iter()) {
                         stage.merge(more);
                     }
                 }
-                (class @ None, Some(more)) => *class = Some(more.clone()),
+                (kind @ None, Some(more)) => *kind = Some(more.clone()),
                 (_, None) => {}
             }
         }
@@ -101,8 +122,11 @@ impl Totals {
         for (time, before) in rest.waits.iter_mut().zip(&earlier.waits) {
             *time = time.saturating_sub(*before);
         }
-        for (class, before) in rest.classes.iter_mut().zip(&earlier.classes) {
-            if let (Some(stages), Some(before)) = (class, before) {
+        for (count, before) in rest.unit_checks.iter_mut().zip(&earlier.unit_checks) {
+            *count = count.saturating_sub(*before);
+        }
+        for (kind, before) in rest.durations.iter_mut().zip(&earlier.durations) {
+            if let (Some(stages), Some(before)) = (kind, before) {
                 for (stage, before) in stages.iter_mut().zip(before.iter()) {
                     *stage = stage.minus(before);
                 }
@@ -123,8 +147,12 @@ impl Totals {
         self.waits[how.index()] = nanos;
     }
 
-    pub(crate) fn set_class(&mut self, class: DeviceClass, stages: [Snapshot; Stage::COUNT]) {
-        self.classes[class.index()] = Some(Box::new(stages));
+    pub(crate) fn set_unit_checks(&mut self, sense: SenseClass, value: u64) {
+        self.unit_checks[sense.index()] = value;
+    }
+
+    pub(crate) fn set_durations(&mut self, kind: Kind, stages: [Snapshot; Stage::COUNT]) {
+        self.durations[kind.index()] = Some(Box::new(stages));
     }
 }
 
@@ -132,13 +160,18 @@ impl Totals {
 mod tests {
     use super::*;
     use crate::shard::ShardMetrics;
+    use crate::stage::Operation;
+
+    fn reads(class: DeviceClass) -> Kind {
+        Kind { class, operation: Operation::Read }
+    }
 
     fn busy(label: &str, class: DeviceClass, ns: u64) -> ShardMetrics {
         let shard = ShardMetrics::new(label.into());
         shard.counters().starts.add(2);
         shard.complete(Outcome::Ok);
         shard.complete(Outcome::DeferredCc);
-        shard.class(class).record(Stage::Total, ns);
+        shard.durations(reads(class)).record(Stage::Total, ns);
         shard
     }
 
@@ -151,13 +184,13 @@ mod tests {
         assert_eq!(sum.counter(CounterKind::Starts), 6);
         assert_eq!(sum.completions(Outcome::DeferredCc), 3);
         assert_eq!(sum.all_completions(), 6);
-        let total = |class| sum.stage_of(class, Stage::Total).map(Snapshot::sum_ns);
+        let total = |class| sum.stage_of(class, Stage::Total).map(|total| total.sum_ns());
         assert_eq!(total(DeviceClass::Fba), Some(30));
         assert_eq!(total(DeviceClass::Eckd), Some(30));
         assert_eq!(total(DeviceClass::Tape), None);
         assert_eq!(sum.stage(Stage::Total).max_ns(), 30);
         assert_eq!(sum.stage(Stage::Total).count(), 3);
-        assert!(sum.classes().eq([DeviceClass::Fba, DeviceClass::Eckd]));
+        assert!(sum.kinds().eq([reads(DeviceClass::Fba), reads(DeviceClass::Eckd)]));
     }
 
     #[test]
@@ -166,8 +199,8 @@ mod tests {
         let earlier = shard.totals();
         shard.counters().starts.add(5);
         shard.complete(Outcome::Ok);
-        shard.class(DeviceClass::Fba).record(Stage::Total, 31);
-        shard.class(DeviceClass::Null).record(Stage::Start, 7);
+        shard.durations(reads(DeviceClass::Fba)).record(Stage::Total, 31);
+        shard.durations(reads(DeviceClass::Null)).record(Stage::Start, 7);
 
         let interval = shard.totals().minus(&earlier);
         assert_eq!(interval.counter(CounterKind::Starts), 5);

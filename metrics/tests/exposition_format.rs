@@ -7,7 +7,8 @@
 use std::collections::{BTreeMap, HashSet};
 
 use vfio_ccw_metrics::{
-    CounterKind, DeviceClass, Outcome, PROMETHEUS_BOUNDS_NS, RECORDING, Registry, Stage, Waiting,
+    CounterKind, DeviceClass, Kind, Operation, Outcome, PROMETHEUS_BOUNDS_NS, RECORDING, Registry,
+    SenseClass, Stage, Waiting,
 };
 
 type Labels = BTreeMap<String, String>;
@@ -109,9 +110,11 @@ fn busy_registry() -> Registry {
         shard.complete(Outcome::RefusedPolicy);
         shard.waited(Waiting::Asleep, 1_250_000_000);
         for ns in [100, 251, 1_000_000, 1_000_001, 999_999, 3_000_000_000, 90_000_000_000] {
-            shard.class(DeviceClass::Fba).record(Stage::Device, ns);
+            let kind = Kind { class: DeviceClass::Fba, operation: Operation::Read };
+            shard.durations(kind).record(Stage::Device, ns);
         }
-        let _attached = shard.class(DeviceClass::Null);
+        shard.unit_check(&[0x40]);
+        shard.attached(DeviceClass::Null);
     }
     let labels = [("pinner", "type1 \"a\\b\"\nc")];
     registry
@@ -147,6 +150,13 @@ fn every_counter_and_gauge_is_there_with_its_help_and_value() {
         assert_eq!(value.map(|sample| sample.2), Some(expected), "{outcome}");
     }
 
+    let unit_checks = &families["vfio_ccw_unit_checks_total"].samples;
+    assert_eq!(unit_checks.len(), SenseClass::COUNT);
+    for (_, labels, value) in unit_checks {
+        let seen = labels["sense"] == "intervention_required" && RECORDING;
+        assert_eq!(*value, if seen { 2.0 } else { 0.0 }, "{labels:?}");
+    }
+
     let waits = &families["vfio_ccw_wait_seconds_total"];
     let asleep = waits.samples.iter().find(|(_, labels, _)| labels["how"] == "asleep");
     let seconds = if RECORDING { 2.5 } else { 0.0 };
@@ -171,7 +181,8 @@ fn each_histogram_is_cumulative_and_ends_at_its_count() {
     let families = parse(&busy_registry().render());
     let family = &families["vfio_ccw_stage_duration_seconds"];
     assert_eq!(family.kind, "histogram");
-    let series = 2 * Stage::COUNT;
+    // Reads of one class, which were recorded, and all kinds of another, which was attached.
+    let series = (1 + Operation::COUNT) * Stage::COUNT;
     assert_eq!(family.samples.len(), series * (PROMETHEUS_BOUNDS_NS.len() + 3));
 
     for histogram in family.samples.chunks(PROMETHEUS_BOUNDS_NS.len() + 3) {
@@ -188,7 +199,8 @@ fn each_histogram_is_cumulative_and_ends_at_its_count() {
         assert_eq!(last, (f64::INFINITY, count.2), "the last bucket holds everything");
         let labels = &count.1;
         for (_, bucket, _) in buckets {
-            assert_eq!((&bucket["stage"], &bucket["class"]), (&labels["stage"], &labels["class"]));
+            let of = |labels: &Labels| ["stage", "class", "operation"].map(|it| labels[it].clone());
+            assert_eq!(of(bucket), of(labels));
         }
         let busy = labels["stage"] == "device" && labels["class"] == "fba" && RECORDING;
         assert_eq!(count.2, if busy { 14.0 } else { 0.0 });

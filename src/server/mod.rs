@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use vfio_ccw_metrics::{GaugeError, Registry};
+use vfio_ccw_metrics::{Registry, SeriesError};
 use vfio_ccw_queues::WaitStrategy;
 
 use crate::architecture::Pmcw;
@@ -83,7 +83,7 @@ pub enum ServerError {
     Start(#[source] io::Error),
     /// The registry has the figures of another server.
     #[error(transparent)]
-    Registry(#[from] GaugeError),
+    Registry(#[from] SeriesError),
     /// Whoever was told that the server is ready has objected.
     #[error(transparent)]
     NotReady(Box<dyn std::error::Error + Send + Sync>),

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use vfio_ccw_metrics::Stage;
+use vfio_ccw_metrics::{Kind, Operation, Outcome, Stage};
 use vfio_ccw_queues::WaitStrategy;
 
 use crate::architecture::ScswFlags;
@@ -199,13 +199,20 @@ impl Seat {
         {
             let counters = tally.shard.counters();
             counters.interrupts.add(1);
-            tally.shard.complete(outcome(&device.last_irb().scsw));
+            let irb = device.last_irb();
+            let outcome = outcome(&irb.scsw);
+            tally.shard.complete(outcome);
+            if outcome == Outcome::UnitCheck {
+                tally.shard.unit_check(irb.sense());
+            }
             let (read, written) = device.take_moved();
             counters.read_bytes.add(read);
             counters.written_bytes.add(written);
             if let Some(started) = self.started.take() {
                 let nanos = started.elapsed().as_nanos() as u64;
-                tally.shard.class(device.class()).record(Stage::Device, nanos);
+                let operation = Operation::of_bytes(read, written);
+                let kind = Kind { class: device.class(), operation };
+                tally.shard.durations(kind).record(Stage::Device, nanos);
             }
         }
         polled

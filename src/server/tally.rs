@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use vfio_ccw_metrics::{GaugeError, Registry, ShardMetrics};
+use vfio_ccw_metrics::{Family, FamilyKind, Registry, Row, SeriesError, ShardMetrics};
 
 /// What one server counts. Its thread writes, and whoever scrapes reads.
 #[derive(Debug)]
@@ -37,14 +37,41 @@ pub(super) fn take(from: &AtomicU64, less: u64) {
     from.fetch_sub(less, Ordering::Relaxed);
 }
 
+/// What only grows.
+static SUMS: [Family; 3] = [
+    Family {
+        kind: FamilyKind::Counter,
+        name: "vfio_ccw_server_connections_total",
+        help: "Connections of clients.",
+    },
+    Family {
+        kind: FamilyKind::Counter,
+        name: "vfio_ccw_server_messages_total",
+        help: "Messages of clients.",
+    },
+    Family {
+        kind: FamilyKind::Counter,
+        name: "vfio_ccw_server_refusals_total",
+        help: "Messages of clients that were refused.",
+    },
+];
+
 impl Tally {
-    /// Adds the figures to `registry`.
+    /// Adds the figures to `registry`. Those of an earlier server there are replaced.
     ///
     /// # Errors
     ///
-    /// It has some of them already, of another server.
-    pub(super) fn new(registry: &Registry) -> Result<Self, GaugeError> {
+    /// None, as long as the names are right.
+    pub(super) fn new(registry: &Registry) -> Result<Self, SeriesError> {
         let standing = Arc::new(Standing::default());
+        let weak = Arc::downgrade(&standing);
+        registry.rows(&SUMS, move || {
+            let Some(all) = weak.upgrade() else { return Vec::new() };
+            let sums = [&all.connections, &all.messages, &all.refusals];
+            // Relaxed: figures.
+            let values = sums.map(|sum| sum.load(Ordering::Relaxed) as f64);
+            vec![Row { labels: Vec::new(), values: values.into() }]
+        })?;
         let gauge = |name: &str, help: &str, field: fn(&Standing) -> &AtomicU64| {
             let standing = Arc::downgrade(&standing);
             registry.gauge(name, help, move || {
@@ -54,11 +81,6 @@ impl Tally {
             })
         };
         gauge("vfio_ccw_server_clients", "Clients that are connected.", |all| &all.clients)?;
-        gauge("vfio_ccw_server_connections", "Connections so far.", |all| &all.connections)?;
-        gauge("vfio_ccw_server_messages", "Messages of clients so far.", |all| &all.messages)?;
-        gauge("vfio_ccw_server_refusals", "Messages so far that were refused.", |all| {
-            &all.refusals
-        })?;
         gauge("vfio_ccw_server_lanes", "Lanes that programs come over.", |all| &all.lanes)?;
         gauge("vfio_ccw_server_windows", "Pieces of clients' memory that are mapped.", |all| {
             &all.windows

@@ -245,7 +245,7 @@ pub(super) fn attach(context: &Rc<Context>, attachment: Attachment) {
 /// Starts the task of a device of another process, and the one that has its connection.
 fn start_remote(seat: task::Seat, device: &RemoteDevice, restoring: Option<Restoring>) {
     // Its histograms are made now, not in the middle of the first request.
-    let _ = seat.context.metrics.class(device.class());
+    seat.context.metrics.attached(device.class());
     let Some(first) = device.take() else {
         tracing::error!("a remote device was attached twice: its subchannel is not operational");
         return seat.runner.clone().spawn(task::run_absent(seat));
@@ -304,7 +304,7 @@ impl Owner for RemoteOwner {
 /// Starts the task of a device of the host's, and the one that listens to the host.
 fn start_host<R: Regions>(seat: task::Seat, regions: Arc<R>, restoring: Option<Restoring>) {
     // Its histograms are made now, not in the middle of the first request.
-    let _ = seat.context.metrics.class(regions.class());
+    seat.context.metrics.attached(regions.class());
     let host = Rc::new(Host::default());
     let device = Passthrough::new(regions.clone(), host.clone())
         .and_then(|device| Ok((device, Listener::new(&regions, host, &seat)?)));
@@ -323,7 +323,7 @@ fn start_host<R: Regions>(seat: task::Seat, regions: Arc<R>, restoring: Option<R
 fn start<D: Device + 'static>(seat: task::Seat, device: D, restoring: Option<Restoring>) {
     let context = seat.context.clone();
     // Its histograms are made now, not in the middle of the first request.
-    let _ = context.metrics.class(device.class());
+    context.metrics.attached(device.class());
     let memory = seat.view.borrow().dma.clone();
     let device = InProcess::with_rules(device, memory, Some(seat.rules.clone()));
     match context.plan.interrupts {

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
-use vfio_ccw_metrics::{GaugeError, Registry};
+use vfio_ccw_metrics::{Registry, SeriesError};
 use vfio_ccw_pinning::memlock::Memlock;
 use vfio_ccw_pinning::{
     FRAME, Granule, GuestMap, MapError, Mode, Pinner, Pool, PoolError, PoolOptions, Region,
@@ -106,9 +106,9 @@ pub enum ServiceError {
     /// The state of this process could not be read.
     #[error("RLIMIT_MEMLOCK and CAP_IPC_LOCK could not be read: {0}")]
     Process(#[source] io::Error),
-    /// A metric of this name is there already.
+    /// A metric cannot have its name.
     #[error(transparent)]
-    Gauge(#[from] GaugeError),
+    Series(#[from] SeriesError),
     /// The host's devices cannot be shown memory.
     #[error(transparent)]
     AddressSpace(#[from] SpaceError),

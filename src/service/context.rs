@@ -7,7 +7,7 @@ use std::sync::{Arc, mpsc};
 use std::task::Waker;
 
 use quanta::Clock;
-use vfio_ccw_metrics::{DeviceClass, RECORDING, ShardMetrics, Stage};
+use vfio_ccw_metrics::{DeviceClass, Kind, RECORDING, ShardMetrics, Stage};
 
 use crate::backend::remote::Trunks;
 use crate::shadow::Arena;
@@ -327,7 +327,7 @@ impl Context {
         &self,
         outbox: &Rc<Outbox>,
         completion: Completion,
-        of: Option<(u64, DeviceClass)>,
+        of: Option<(u64, Kind)>,
     ) {
         if outbox.push(completion, of, &self.clock, &self.metrics) {
             self.full.borrow_mut().push(outbox.clone());
@@ -337,11 +337,11 @@ impl Context {
 
     /// Records how long the request took that is over now.
     #[inline]
-    pub(super) fn record_total(&self, of: (u64, DeviceClass)) {
+    pub(super) fn record_total(&self, of: (u64, Kind)) {
         if RECORDING {
-            let (submitted, class) = of;
+            let (submitted, kind) = of;
             let nanos = self.clock.delta_as_nanos(submitted, self.clock.raw());
-            self.metrics.class(class).record(Stage::Total, nanos);
+            self.metrics.durations(kind).record(Stage::Total, nanos);
         }
     }
 
@@ -478,15 +478,15 @@ impl Stamps {
 
     /// Records all stages of a request that was submitted at `submitted` and is over.
     #[inline]
-    pub(super) fn record(&self, context: &Context, class: DeviceClass, submitted: u64) {
+    pub(super) fn record(&self, context: &Context, kind: Kind, submitted: u64) {
         if self.weight > 0 {
-            self.record_stages(context, class, submitted);
+            self.record_stages(context, kind, submitted);
         }
     }
 
-    fn record_stages(&self, context: &Context, class: DeviceClass, submitted: u64) {
+    fn record_stages(&self, context: &Context, kind: Kind, submitted: u64) {
         let delivered = self.now(context);
-        let class = context.metrics.class(class);
+        let durations = context.metrics.durations(kind);
         let stages = [
             (Stage::Queue, submitted, self.taken),
             (Stage::Translate, self.taken, self.translated),
@@ -497,7 +497,7 @@ impl Stamps {
         ];
         for (stage, from, to) in stages {
             let nanos = context.clock.delta_as_nanos(from, to);
-            class.record_for(stage, nanos, self.weight.into());
+            durations.record_for(stage, nanos, self.weight.into());
         }
     }
 }

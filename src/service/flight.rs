@@ -5,7 +5,7 @@
 use std::rc::Rc;
 use std::task::{Context as TaskContext, Poll, ready};
 
-use vfio_ccw_metrics::{DeviceClass, Outcome};
+use vfio_ccw_metrics::{DeviceClass, Kind, Operation, Outcome};
 use vfio_ccw_pinning::Hold;
 
 use crate::architecture::{
@@ -92,7 +92,7 @@ impl Drop for Lent<'_> {
 /// A request that was accepted and must be completed exactly once.
 struct Accepted<'a> {
     seat: &'a Seat,
-    class: DeviceClass,
+    kind: Kind,
     request: Request,
     completed: bool,
 }
@@ -127,9 +127,11 @@ impl<'a> Passage<'a> {
     pub(super) fn of(seat: &'a Seat, class: DeviceClass, request: Request) -> Self {
         let context = &*seat.context;
         context.metrics.counters().starts.add(1);
+        // Until its commands are known.
+        let kind = Kind { class, operation: Operation::Control };
         let flight = context.flights.borrow_mut().pop().unwrap_or_default();
         Passage {
-            accepted: Accepted { seat, class, request, completed: false },
+            accepted: Accepted { seat, kind, request, completed: false },
             orb: request.orb,
             entry: Entry::Start,
             unfetched: false,
@@ -218,6 +220,7 @@ impl<'a> Passage<'a> {
             let bytes = program.bytes();
             return self.refused(Refusal::NoShadow { bytes });
         };
+        self.accepted.kind.operation = program.operation();
         self.stamps.translated = self.stamps.now(context);
 
         let is_covered = (seat.pinning.borrow().whole_guest.as_ref())
@@ -373,7 +376,7 @@ impl<'a> Passage<'a> {
     fn take_off(&mut self, is_looked_at: bool) {
         let (seat, context) = (self.seat(), &*self.seat().context);
         let (runner, now) = (is_looked_at.then(|| seat.runner.clone()), context.clock.raw());
-        self.in_flight = Some(context.in_flight.take_off(runner, self.accepted.class, now));
+        self.in_flight = Some(context.in_flight.take_off(runner, self.accepted.kind.class, now));
     }
 
     /// It was rung for while its program runs.
@@ -407,6 +410,9 @@ impl<'a> Passage<'a> {
             context.metrics.counters().read_bytes.add(read);
             context.metrics.counters().written_bytes.add(written);
         }
+        if self.unfetched {
+            self.accepted.kind.operation = Operation::of_bytes(read, written);
+        }
         let irb = match backend.irb() {
             Ok(irb) if self.unfetched => irb,
             Ok(irb) => self.flight.program.back_map(irb),
@@ -417,7 +423,7 @@ impl<'a> Passage<'a> {
             && self.seat().rules.policy.is_empty();
         if usual {
             self.complete(&irb, outcome(&irb.scsw));
-            self.stamps.record(context, self.accepted.class, self.request().submitted);
+            self.stamps.record(context, self.accepted.kind, self.request().submitted);
             return Next::Over;
         }
         self.flight.irb = irb;
@@ -637,7 +643,10 @@ impl Accepted<'_> {
         self.completed = true;
         let (seat, context) = (self.seat, &*self.seat.context);
         context.metrics.complete(outcome);
-        let of = (self.request.submitted, self.class);
+        if outcome == Outcome::UnitCheck {
+            context.metrics.unit_check(irb.sense());
+        }
+        let of = (self.request.submitted, self.kind);
         match (self.request.origin, &seat.outbox) {
             (Origin::Ring { user_data, .. }, Some(outbox)) => {
                 let subchannel = seat.number;

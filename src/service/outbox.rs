@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 
 use quanta::Clock;
-use vfio_ccw_metrics::{DeviceClass, RECORDING, ShardMetrics, Stage};
+use vfio_ccw_metrics::{Kind, RECORDING, ShardMetrics, Stage};
 use vfio_ccw_queues::completion::CompletionSender;
 
 use super::delivery::Completion;
@@ -13,7 +13,7 @@ use super::delivery::Completion;
 const TOGETHER: usize = 32;
 
 /// A completion, and when its request was submitted; `None` where it is not the last of the request.
-type Waiting = (Completion, Option<(u64, DeviceClass)>);
+type Waiting = (Completion, Option<(u64, Kind)>);
 
 /// Completions of one shard for one ring.
 pub(super) struct Outbox {
@@ -38,7 +38,7 @@ impl Outbox {
     pub(super) fn push(
         &self,
         completion: Completion,
-        of: Option<(u64, DeviceClass)>,
+        of: Option<(u64, Kind)>,
         clock: &Clock,
         metrics: &ShardMetrics,
     ) -> bool {
@@ -62,9 +62,9 @@ impl Outbox {
         if RECORDING && !waiting.is_empty() {
             // One stamp for all: they get there together.
             let now = clock.raw();
-            for (submitted, class) in waiting.iter().filter_map(|(_, of)| *of) {
+            for (submitted, kind) in waiting.iter().filter_map(|(_, of)| *of) {
                 let nanos = clock.delta_as_nanos(submitted, now);
-                metrics.class(class).record(Stage::Total, nanos);
+                metrics.durations(kind).record(Stage::Total, nanos);
             }
         }
         let aside = self.sender.push_burst(waiting.drain(..).map(|(completion, _)| completion));

@@ -42,6 +42,7 @@ mod extent;
 mod fetch;
 mod keys;
 pub(crate) mod midaw_list;
+mod operation;
 mod plain;
 mod policy;
 mod program;
