@@ -1,9 +1,9 @@
 //! What the keys do, as in top.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use vfio_ccw_metrics::{DeviceClass, Operation};
 
 use super::figures::{Choice, Sort};
 use super::reading::Reading;
@@ -73,9 +73,13 @@ impl Controls {
             KeyCode::Char('b' | 'B' | 't' | 'T') => self.sort = Sort::Busy,
             KeyCode::Char('r' | 'R') => self.sort = Sort::Requests,
             KeyCode::Char('e' | 'E') => self.sort = Sort::Errors,
-            KeyCode::Char('c' | 'C') => next(&mut self.choice.class, values(reading, "class")),
+            KeyCode::Char('c' | 'C') => {
+                let known = DeviceClass::ALL.map(DeviceClass::name);
+                next(&mut self.choice.class, "class", &known, reading);
+            }
             KeyCode::Char('o' | 'O') => {
-                next(&mut self.choice.operation, values(reading, "operation"));
+                let known = Operation::ALL.map(Operation::name);
+                next(&mut self.choice.operation, "operation", &known, reading);
             }
             KeyCode::Up => self.scroll = self.scroll.saturating_sub(1),
             KeyCode::Down => self.scroll += 1,
@@ -131,16 +135,18 @@ impl Controls {
     }
 }
 
-fn values<'a>(reading: Option<&'a Reading>, label: &str) -> BTreeSet<&'a str> {
+/// From all to the first value that the service has, from each to the next, and from the last to all.
+fn next(chosen: &mut Option<String>, label: &str, known: &[&str], reading: Option<&Reading>) {
     let name = "vfio_ccw_stage_duration_seconds_count";
-    reading.map(|reading| reading.label_values(name, label)).unwrap_or_default()
-}
-
-/// From all to the first value, from each to the next, and from the last to all.
-fn next(chosen: &mut Option<String>, values: BTreeSet<&str>) {
-    let later =
-        values.into_iter().find(|value| chosen.as_deref().is_none_or(|chosen| *value > chosen));
-    *chosen = later.map(str::to_owned);
+    let there = reading.map(|reading| reading.label_values(name, label)).unwrap_or_default();
+    let known = known.iter().filter(|known| there.contains(**known));
+    let others = there.iter().filter(|other| !known.clone().any(|known| known == *other));
+    let mut values = known.clone().chain(others);
+    if let Some(chosen) = chosen {
+        // One that is gone is followed by all.
+        values.find(|value| **value == chosen.as_str());
+    }
+    *chosen = values.next().map(|value| (*value).to_owned());
 }
 
 #[cfg(test)]
@@ -192,8 +198,9 @@ mod tests {
     fn classes_and_operations_come_one_after_the_other() {
         let class = |keys| pressed(keys).choice.class;
         let all = ["", "c", "cc", "ccc"].map(class);
-        assert_eq!(all, [None, Some("fba".into()), Some("null".into()), None]);
-        assert_eq!(pressed("oo").choice.operation.as_deref(), Some("read"));
+        assert_eq!(all, [None, Some("null".into()), Some("fba".into()), None]);
+        let operations = ["o", "oo", "ooo"].map(|keys| pressed(keys).choice.operation.unwrap());
+        assert_eq!(operations, ["read", "write", "control"]);
         let mut nothing = Controls::new(Duration::from_secs(1));
         nothing.press(KeyCode::Char('c').into(), None);
         assert_eq!(nothing.choice, Choice::default());

@@ -8,21 +8,34 @@ use ratatui::style::{Color, Modifier};
 use super::super::figures::tests::{figures, pages, server_pages};
 use super::*;
 
-fn drawn(width: u16, height: u16, change: impl FnOnce(&mut Screen<'_>)) -> TestBackend {
-    let choice = Choice::default();
-    let figures = figures(pages(), &choice, Sort::Busy);
-    let mut screen = Screen {
-        address: "127.0.0.1:9464",
-        figures: Some(&figures),
-        choice: &choice,
-        sort: Sort::Busy,
-        scroll: 0,
-        help: false,
-        notice: None,
-        foot: "q end",
-        palette: Palette::PLAIN,
-    };
-    change(&mut screen);
+/// What there is to be shown.
+struct Scene {
+    figures: Figures,
+    choice: Choice,
+}
+
+impl Scene {
+    fn of(pages: [String; 2]) -> Self {
+        let choice = Choice::default();
+        Scene { figures: figures(pages, &choice, Sort::Busy), choice }
+    }
+
+    fn screen(&self) -> Screen<'_> {
+        Screen {
+            address: "127.0.0.1:9464",
+            figures: Some(&self.figures),
+            choice: &self.choice,
+            sort: Sort::Busy,
+            scroll: 0,
+            help: false,
+            notice: None,
+            foot: "q end",
+            palette: Palette::PLAIN,
+        }
+    }
+}
+
+fn drawn(width: u16, height: u16, screen: Screen<'_>) -> TestBackend {
     let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
     terminal.draw(|frame| screen.draw(frame)).unwrap();
     terminal.backend().clone()
@@ -67,27 +80,12 @@ subchannel   class     requests    errors     oldest                           b
 
 
 q end";
-    assert_eq!(lines(&drawn(100, 28, |_| {})).join("\n"), expected);
+    assert_eq!(lines(&drawn(100, 28, Scene::of(pages()).screen())).join("\n"), expected);
 }
 
 #[test]
 fn a_device_server() {
-    let choice = Choice::default();
-    let figures = figures(server_pages(), &choice, Sort::Busy);
-    let mut terminal = Terminal::new(TestBackend::new(100, 24)).unwrap();
-    let screen = Screen {
-        address: "127.0.0.1:9465",
-        figures: Some(&figures),
-        choice: &choice,
-        sort: Sort::Busy,
-        scroll: 0,
-        help: false,
-        notice: None,
-        foot: "q end",
-        palette: Palette::PLAIN,
-    };
-    terminal.draw(|frame| screen.draw(frame)).unwrap();
-    let text = lines(terminal.backend()).join("\n");
+    let text = lines(&drawn(100, 24, Scene::of(server_pages()).screen())).join("\n");
     let server = "server     clients 2  connections 1/s  messages 20/s  refusals -  lanes 8  windows 3 (256 MiB)";
     assert!(text.contains(server), "{text}");
     assert!(!text.contains("pin pool") && !text.contains("subchannel"), "{text}");
@@ -95,50 +93,48 @@ fn a_device_server() {
 
 #[test]
 fn a_screen_of_24_lines_has_room_for_subchannels() {
-    let lines = lines(&drawn(80, 24, |screen| screen.scroll = 1));
-    assert!(lines.iter().all(|line| line.chars().count() <= 80), "{lines:#?}");
+    let scene = Scene::of(pages());
+    let lines = lines(&drawn(80, 24, Screen { scroll: 1, ..scene.screen() }));
     let table = lines.iter().position(|line| line.starts_with("subchannel")).unwrap();
     assert!(lines[table + 1].starts_with("0.0.0002"), "{lines:#?}");
 }
 
 #[test]
 fn a_terminal_that_is_too_small_says_so() {
+    let scene = Scene::of(pages());
     for (width, height) in [(59, 40), (80, 15), (20, 6)] {
-        let text = lines(&drawn(width, height, |_| {})).join(" ");
+        let text = lines(&drawn(width, height, scene.screen())).join(" ");
         assert!(text.contains("This terminal has"), "{text}");
     }
-    drawn(1, 1, |_| {});
-    drawn(60, 16, |_| {});
+    drawn(1, 1, scene.screen());
+    drawn(60, 16, scene.screen());
 }
 
 #[test]
 fn what_is_to_be_said_is_said_with_and_without_numbers() {
-    let words = Notice { words: "no metrics for 3 s".to_owned(), is_trouble: true };
-    assert!(
-        lines(&drawn(80, 24, |screen| screen.notice = Some(&words)))
-            .contains(&"no metrics for 3 s".to_owned())
-    );
-    let nothing = lines(&drawn(80, 24, |screen| {
-        screen.notice = Some(&words);
-        screen.figures = None;
-    }));
-    assert_eq!(nothing[1], "no metrics for 3 s", "{nothing:#?}");
-    let help = lines(&drawn(80, 24, |screen| screen.help = true));
+    let scene = Scene::of(pages());
+    let notice = Notice { words: "no metrics for 3 s".to_owned(), is_trouble: true };
+    let said = Screen { notice: Some(&notice), ..scene.screen() };
+    assert!(lines(&drawn(80, 24, said)).contains(&notice.words));
+    let nothing = lines(&drawn(80, 24, Screen { figures: None, ..said }));
+    assert_eq!(nothing[1], notice.words, "{nothing:#?}");
+    let help = lines(&drawn(80, 24, Screen { help: true, ..said }));
     assert!(help.iter().any(|line| line.contains("hold the picture")), "{help:#?}");
 }
 
 #[test]
 fn errors_stand_out_with_colours_and_without() {
+    let scene = Scene::of(pages());
     let cells = |palette| {
-        let backend = drawn(100, 28, |screen| screen.palette = palette);
+        let backend = drawn(100, 28, Screen { palette, ..scene.screen() });
         backend.buffer().content().to_vec()
     };
-    let mark = |cell: &Cell| cell.modifier.contains(Modifier::REVERSED);
+    let mark = |cell: &&Cell| cell.modifier.contains(Modifier::REVERSED);
     let outcome = "unit_check 10/s (30 in all)".len();
     let plain = cells(Palette::PLAIN);
     assert!(plain.iter().all(|cell| cell.fg == Color::Reset));
     // The last line is marked, too.
-    assert!(plain.iter().filter(|cell| mark(cell)).count() >= 100 + outcome);
+    assert!(plain.iter().filter(mark).count() >= 100 + outcome);
     let coloured = cells(Palette::COLOURED);
     assert!(coloured.iter().filter(|cell| cell.fg == Color::LightRed).count() >= outcome);
 }
