@@ -4,6 +4,9 @@ use std::fmt;
 
 use vfio_ccw_load::units::Nanos;
 
+/// Most bounds of a histogram; further ones are not taken.
+const MOST_BOUNDS: usize = 1024;
+
 /// A duration below which a share of all requests stayed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Quantile {
@@ -42,7 +45,8 @@ impl Buckets {
         }
         match self.0.binary_search_by(|(other, _)| other.total_cmp(&bound)) {
             Ok(at) => self.0[at].1 += count,
-            Err(at) => self.0.insert(at, (bound, count)),
+            Err(at) if self.0.len() < MOST_BOUNDS => self.0.insert(at, (bound, count)),
+            Err(_) => {}
         }
     }
 

@@ -78,6 +78,11 @@ impl Reading {
         values.reduce(|sum, value| sum + value).filter(|sum| sum.is_finite())
     }
 
+    /// The value of one series. `None` where it is not there, or no number.
+    pub(super) fn value_of(&self, name: &str, labels: &Labels) -> Option<f64> {
+        self.families.get(name)?.get(labels).copied().filter(|value| value.is_finite())
+    }
+
     /// The values that a label has among the series of one name.
     pub(super) fn label_values(&self, name: &str, label: &str) -> BTreeSet<&str> {
         self.series(name).filter_map(|(labels, _)| labels.value(label)).collect()
@@ -153,9 +158,8 @@ impl Change<'_> {
 
     /// By how much this series grew in a second. `None` where either scrape lacks it, or it fell.
     pub(super) fn rate_of_known(&self, name: &str, labels: &Labels) -> Option<f64> {
-        let value = |reading: &Reading| reading.families.get(name)?.get(labels).copied();
-        let growth = value(self.later)? - value(self.earlier)?;
-        (growth.is_finite() && growth >= 0.0).then(|| growth / self.seconds())
+        let growth = self.later.value_of(name, labels)? - self.earlier.value_of(name, labels)?;
+        (growth >= 0.0).then(|| growth / self.seconds())
     }
 }
 

@@ -16,6 +16,9 @@ pub(super) use subchannels::{Sort, Subchannel, subchannels};
 
 use super::reading::Change;
 
+/// Most outcomes, and most reasons of unit checks, that are told apart.
+const MOST_ENDS: usize = 32;
+
 /// Which requests are looked at, by class of device and by operation; all where none is named.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Choice {
@@ -119,7 +122,8 @@ fn ns(seconds: f64) -> u64 {
 }
 
 fn ended(change: Change<'_>, name: &str, label: &str) -> Vec<Ended> {
-    let all = change.later.label_values(name, label).into_iter().map(|value| {
+    let values = change.later.label_values(name, label).into_iter().take(MOST_ENDS);
+    let all = values.map(|value| {
         let series = change.later.series(name).filter(|(labels, _)| labels.has(label, Some(value)));
         let growth = change.growth(name, |labels| labels.has(label, Some(value)));
         Ended {
@@ -280,6 +284,14 @@ pub(super) mod tests {
         assert_eq!(json["server"]["refusals_per_s"], Value::Null);
         assert_eq!((&json["pool"], &json["iops"]), (&Value::Null, &json!(1000.0)));
         assert_eq!(json["subchannels"], json!([]));
+    }
+
+    #[test]
+    fn a_page_of_many_outcomes_is_not_shown_whole() {
+        let line = |n| format!("vfio_ccw_completions_total{{outcome=\"{n}\"}} 1\n");
+        let page: String = (0..10_000).map(line).collect();
+        let figures = figures([page.clone(), page], &Choice::default(), Sort::Busy);
+        assert_eq!(figures.completions.len(), MOST_ENDS);
     }
 
     #[test]

@@ -46,16 +46,14 @@ pub(in super::super) fn subchannels(
     let series = change.later.series("vfio_ccw_subchannel_requests_total");
     let all = series.filter(|(labels, _)| chosen(labels)).map(|(labels, _)| {
         let rate = |name: &str| change.rate_of_known(name, labels);
-        let mut oldest = change.later.series("vfio_ccw_subchannel_oldest_request_seconds");
+        let oldest = "vfio_ccw_subchannel_oldest_request_seconds";
         Subchannel {
             name: labels.value("subchannel").unwrap_or("?").to_owned(),
             class: labels.value("class").map(str::to_owned),
             requests_per_s: rate("vfio_ccw_subchannel_requests_total"),
             busy: rate("vfio_ccw_subchannel_busy_seconds_total"),
             errors_per_s: rate("vfio_ccw_subchannel_errors_total"),
-            oldest_s: oldest
-                .find(|(other, seconds)| *other == labels && seconds.is_finite())
-                .map(|(_, seconds)| seconds),
+            oldest_s: change.later.value_of(oldest, labels),
         }
     });
     let mut all: Vec<_> = all.collect();
