@@ -4,14 +4,17 @@ use std::io::{self, IsTerminal};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{process, thread};
 
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event};
+use ratatui::crossterm::terminal::disable_raw_mode;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use super::super::Failure;
+use super::super::interrupt::EXIT_INTERRUPTED;
 use super::address::Address;
 use super::keys::Controls;
 use super::picture::Picture;
@@ -21,6 +24,9 @@ use super::view::{Palette, Screen};
 
 /// How long keys are waited for before signals and scrapes are looked at.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// How long the loop may take to see a signal.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Shows the service until the user has seen enough.
 pub(super) fn watch(address: Address, interval: Duration) -> Result<bool, Failure> {
@@ -44,13 +50,24 @@ pub(super) fn watch(address: Address, interval: Duration) -> Result<bool, Failur
     Ok(true)
 }
 
-/// A flag that signals set. A second one does not end the process as elsewhere: the terminal would stay as
-/// it is, and the flag is looked at often.
+/// A flag that signals set.
+///
+/// A terminal that has gone, or takes no more output, can hold up the loop that looks at the flag (crossterm 0.29
+/// reads the end of its input for ever): then the process is ended from here.
 fn over_flag() -> Result<Arc<AtomicBool>, Failure> {
     let over = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        signal_hook::flag::register(signal, over.clone())?;
-    }
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let flag = over.clone();
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        if signals.forever().next().is_some() {
+            // Relaxed: the flag is all that the signal says.
+            flag.store(true, Ordering::Relaxed);
+            thread::sleep(PATIENCE);
+            // Not the screen: writing may be what holds up the loop.
+            let _ = disable_raw_mode();
+            process::exit(EXIT_INTERRUPTED);
+        }
+    })?;
     Ok(over)
 }
 
