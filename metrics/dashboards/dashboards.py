@@ -512,7 +512,7 @@ ONE_SUBCHANNEL = dashboard(
         ),
         table(
             "Busiest subchannels",
-            "Where to look next: choose one above.",
+            "Where to look next: choose one above. All near 100 %: the load is spread well, and devices are the limit.",
             "percentunit",
             ["subchannel", "class", "instance"],
             [
