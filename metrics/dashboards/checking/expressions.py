@@ -47,7 +47,8 @@ def split(expression):
     """The operands of `and`, `or` and `unless` that stand outside of all parentheses."""
     parts, begin = [], 0
     for position in outside_of_parentheses(expression):
-        if position < begin or expression[max(position - 1, 0)].isalnum():
+        # Not in the middle of a name.
+        if position < begin or (position > 0 and re.match(r"[\w:]", expression[position - 1])):
             continue
         if operator := SET_OPERATOR.match(expression, position):
             parts.append(expression[begin:position])

@@ -36,6 +36,8 @@ class Processes:
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=self.folder,
+            # Scratch volumes of the load, too, go when the folder goes.
+            env=os.environ | {"TMPDIR": str(self.folder)},
             start_new_session=True,
             preexec_fn=end_with_parent,
         )
