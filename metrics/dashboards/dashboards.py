@@ -103,7 +103,7 @@ def choice(name, label, definition, many=True):
         "label": label,
         "datasource": DATASOURCE,
         "definition": definition,
-        "query": {"query": definition, "refId": f"variable-{name}"},
+        "query": {"query": definition, "refId": "StandardVariableQuery"},
         # As the time range changes: services and subchannels come and go.
         "refresh": 2,
         "sort": 1,
