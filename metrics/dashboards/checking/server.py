@@ -5,7 +5,13 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-SECONDS = 10
+from . import Failure
+
+SECONDS = 20
+
+
+class Unreachable(Failure):
+    """The server does not answer, or not in time."""
 
 
 class Refused(Exception):
@@ -25,6 +31,8 @@ class Server:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
             raise Refused(json.load(error).get("error", str(error))) from None
+        except (OSError, ValueError) as error:
+            raise Unreachable(f"{self.url} does not answer: {error}") from None
 
     def series_of(self, expression):
         """How many series an expression has now."""
@@ -38,10 +46,18 @@ class Server:
     def rules(self):
         return [rule for group in self.ask("rules")["groups"] for rule in group["rules"]]
 
+    def failing_targets(self):
+        """Address of each target that could not be scraped, and why."""
+        for target in self.ask("targets")["activeTargets"]:
+            if target["health"] != "up":
+                yield target["scrapeUrl"], target["lastError"] or "not scraped yet"
+
     def page(self, path):
         """Status and text of a page."""
         try:
-            with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+            with urllib.request.urlopen(self.url + path, timeout=60) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode(errors="replace")
+        except OSError as error:
+            raise Unreachable(f"{self.url}{path} does not answer: {error}") from None
