@@ -16,9 +16,16 @@ use vfio_ccw::{DeviceSpec, WaitStrategy};
 use vfio_ccw_metrics::DeviceClass;
 
 use crate::ratio::FieldError;
+use crate::service_load::NullLoad;
 
 /// The subcommand that plays a role.
 pub const PEER: &str = "peer";
+
+/// What a load's lines begin with.
+const IOPS: &str = "iops ";
+
+/// Programs of a load before the first that count.
+const WARM_UP: u64 = 20_000;
 
 /// Plays the role that `words` name: what [`ServerProcess`] and [`Echo`] start.
 ///
@@ -29,6 +36,7 @@ pub fn play(words: &[String]) -> Result<(), FieldError> {
     match words[..] {
         ["serve", count, wait, folder] => serve(count.parse()?, wait.parse()?, Path::new(folder)),
         ["echo"] => Ok(echo()?),
+        ["load", count] => load(count.parse()?),
         _ => Err(format!("{words:?} is no role").into()),
     }
 }
@@ -64,6 +72,19 @@ fn echo() -> io::Result<()> {
         }
         output.write_all(&1u64.to_ne_bytes())?;
     }
+}
+
+/// Runs as many programs as a line of standard input says on `count` null devices, and says how many a second
+/// that were; until the input ends.
+fn load(count: u16) -> Result<(), FieldError> {
+    let mut load = NullLoad::new(count.into())?;
+    load.run(WARM_UP)?;
+    for line in io::stdin().lines() {
+        let ios: u64 = line?.parse()?;
+        let took = load.run(ios)?;
+        println!("{IOPS}{}", ios as f64 / took.as_secs_f64());
+    }
+    Ok(())
 }
 
 /// This program in the role that `words` name.
@@ -146,6 +167,54 @@ impl ServerProcess {
 }
 
 impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        // It ends with its input.
+        drop(self.process.stdin.take());
+        let _ = self.process.wait();
+    }
+}
+
+/// A process with null devices that are driven in it.
+#[derive(Debug)]
+pub struct NullLoadProcess {
+    process: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl NullLoadProcess {
+    /// Starts `program`, which is a build of this one, with `count` devices.
+    ///
+    /// # Errors
+    /// Where it does not start.
+    pub fn start(program: &Path, count: u16) -> Result<Self, FieldError> {
+        let mut process = Command::new(program)
+            .args([PEER, "load", &count.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let output = process.stdout.take().ok_or("no output of the load")?;
+        Ok(NullLoadProcess { process, output: BufReader::new(output) })
+    }
+
+    /// Lets it run so many programs: how many a second that were.
+    ///
+    /// # Errors
+    /// Where it has failed.
+    pub fn iops(&mut self, ios: u64) -> Result<f64, FieldError> {
+        let stdin = self.process.stdin.as_mut().ok_or("no input of the load")?;
+        writeln!(stdin, "{ios}")?;
+        let mut line = String::new();
+        while self.output.read_line(&mut line)? > 0 {
+            if let Some(iops) = line.strip_prefix(IOPS) {
+                return Ok(iops.trim().parse()?);
+            }
+            line.clear();
+        }
+        Err("the process of the load has ended".into())
+    }
+}
+
+impl Drop for NullLoadProcess {
     fn drop(&mut self) {
         // It ends with its input.
         drop(self.process.stdin.take());

@@ -49,9 +49,7 @@ impl Default for SubchannelSeries {
 pub(super) struct Activity {
     /// Requests that were taken from the ring.
     taken: AtomicU64,
-    /// Requests that are over.
-    ended: AtomicU64,
-    /// Those of them with another outcome than ok.
+    /// Those that have ended with another outcome than ok.
     errors: AtomicU64,
     /// Nanoseconds from taking requests to their end, by those that are timed.
     busy: AtomicU64,
@@ -82,7 +80,6 @@ impl Activity {
     #[inline(always)]
     pub(super) fn end(&self, is_ok: bool) {
         if RECORDING {
-            add(&self.ended, 1);
             // Relaxed: a figure.
             self.since.store(0, Ordering::Relaxed);
             if !is_ok {
@@ -104,7 +101,7 @@ impl Activity {
 
     /// The place has a subchannel with a device of this class, which has done nothing.
     fn renew(&self, class: DeviceClass) {
-        for figure in [&self.taken, &self.ended, &self.errors, &self.busy, &self.since] {
+        for figure in [&self.taken, &self.errors, &self.busy, &self.since] {
             // Relaxed: figures.
             figure.store(0, Ordering::Relaxed);
         }
@@ -281,11 +278,12 @@ impl Observer {
             let since = figure(&activity.since);
             let nanos = self.clock.delta_as_nanos(since.min(now), now).max(1);
             let class = usize::from(activity.class.load(Ordering::Relaxed));
-            let queued = (submitted as u32).wrapping_sub(figure(&activity.taken) as u32);
+            let taken = figure(&activity.taken);
+            let queued = (submitted as u32).wrapping_sub(taken as u32);
             Standing {
                 id: SubchannelId::of(number),
                 class: DeviceClass::ALL.get(class).copied().unwrap_or(DeviceClass::Other),
-                ended: figure(&activity.ended),
+                ended: taken.saturating_sub(u64::from(since != 0)),
                 errors: figure(&activity.errors),
                 busy: figure(&activity.busy),
                 oldest: if since == 0 { 0.0 } else { nanos as f64 / 1e9 },
@@ -314,10 +312,10 @@ mod tests {
         activity.end(true);
         activity.begin(6);
         activity.end(false);
-        assert_eq!((now(&activity.ended), now(&activity.errors)), (2 * times, times));
+        assert_eq!((now(&activity.taken), now(&activity.errors)), (2 * times, times));
         assert_eq!((now(&activity.since), now(&activity.busy)), (0, 7));
         activities.attached(1, DeviceClass::Null);
-        assert_eq!((now(&activity.ended), now(&activity.busy)), (0, 0));
+        assert_eq!((now(&activity.taken), now(&activity.busy)), (0, 0));
         assert_eq!(activities.of(0).taken.load(Ordering::Relaxed), 0, "not its neighbour's");
     }
 }

@@ -45,6 +45,8 @@ pub(super) struct Context {
     pub(super) sampling: Sampling,
     pub(super) in_flight: InFlight,
     pub(super) recorder: Recorder,
+    /// Raw clock value when the clock was last read.
+    pub(super) lately: Cell<u64>,
     pub(super) hold: Hold,
     /// Lanes to servers of devices.
     pub(super) trunks: Rc<Trunks>,
@@ -95,6 +97,7 @@ impl Context {
             sampling: Sampling::default(),
             in_flight: InFlight::default(),
             recorder,
+            lately: Cell::new(0),
             hold: Hold::default(),
             trunks: Rc::default(),
             flights: RefCell::default(),
@@ -330,28 +333,32 @@ impl Context {
 
     /// Puts a completion on its way; `of`: when its request was submitted, if this is the end of it.
     #[inline(always)]
-    pub(super) fn send(
-        &self,
-        outbox: &Rc<Outbox>,
-        completion: Completion,
-        of: Option<(u64, Kind)>,
-    ) {
+    pub(super) fn send(&self, outbox: &Rc<Outbox>, completion: Completion, of: Option<Ended>) {
         if outbox.push(completion, of, self) {
             self.full.borrow_mut().push(outbox.clone());
             self.wake_dispatcher();
         }
     }
 
-    /// Records how long the request took that is over now.
+    /// Records how long the request of subchannel `number` took that is over now.
     #[inline]
-    pub(super) fn record_total(&self, number: u32, of: (u64, Kind)) {
+    pub(super) fn record_total(&self, number: u32, ended: Ended) {
         if RECORDING {
-            let (submitted, kind) = of;
-            let nanos = self.clock.delta_as_nanos(submitted, self.clock.raw());
-            self.metrics.durations(kind).record(Stage::Total, nanos);
-            if nanos >= self.recorder.slow {
-                self.recorder.was_slow(number, submitted, nanos, &self.clock, &self.metrics);
-            }
+            self.took(number, ended, self.clock.raw());
+        }
+    }
+
+    /// A request was over at `now`, a raw clock value.
+    #[inline(always)]
+    pub(super) fn took(&self, number: u32, ended: Ended, now: u64) {
+        let Ended { submitted, kind, weight } = ended;
+        if weight > 0 {
+            let nanos = self.clock.delta_as_nanos(submitted, now);
+            self.metrics.durations(kind).record_for(Stage::Total, nanos, weight.into());
+        }
+        if self.recorder.is_slow(submitted, now) {
+            let nanos = self.clock.delta_as_nanos(submitted, now);
+            self.recorder.was_slow(number, submitted, nanos, &self.clock, &self.metrics);
         }
     }
 
@@ -458,6 +465,16 @@ impl Sampling {
     }
 }
 
+/// What is known of a request when it ends.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ended {
+    /// Raw clock value when it was submitted.
+    pub(super) submitted: u64,
+    pub(super) kind: Kind,
+    /// Requests that its time stands for; 0: none.
+    pub(super) weight: u32,
+}
+
 /// Raw clock values at the ends of the stages of one request, if it is timed.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Stamps {
@@ -483,7 +500,18 @@ impl Stamps {
     /// The time, if the request is timed.
     #[inline]
     pub(super) fn now(&self, context: &Context) -> u64 {
-        if self.weight > 0 { context.clock.raw() } else { 0 }
+        if self.weight == 0 {
+            return 0;
+        }
+        let now = context.clock.raw();
+        context.lately.set(now);
+        now
+    }
+
+    /// Requests that its time stands for; 0: it is not timed.
+    #[inline]
+    pub(super) fn weight(&self) -> u32 {
+        self.weight
     }
 
     /// Records all stages of a request that was submitted at `submitted` and is over.

@@ -5,7 +5,7 @@
 use std::rc::Rc;
 use std::task::{Context as TaskContext, Poll, ready};
 
-use vfio_ccw_metrics::{DeviceClass, Kind, Operation, Outcome};
+use vfio_ccw_metrics::{DeviceClass, Kind, Operation, Outcome, RECORDING};
 use vfio_ccw_pinning::Hold;
 
 use crate::architecture::{
@@ -17,7 +17,7 @@ use crate::shadow::Slot;
 use crate::subchannel::{Origin, Request, Tag};
 use crate::translation::Program;
 
-use super::context::{Context, Stamps};
+use super::context::{Context, Ended, Stamps};
 use super::delivery::Completion;
 use super::refusal::{Refusal, outcome};
 use super::state::{StartState, Suspended, SuspendedState, words};
@@ -93,6 +93,8 @@ impl Drop for Lent<'_> {
 struct Accepted<'a> {
     seat: &'a Seat,
     kind: Kind,
+    /// Requests that its time stands for.
+    weight: u32,
     request: Request,
     completed: bool,
 }
@@ -132,16 +134,17 @@ impl<'a> Passage<'a> {
         context.plan.activities.of(seat.number).begin(request.submitted);
         // Until its commands are known.
         let kind = Kind { class, operation: Operation::Control };
+        let stamps = Stamps::take(context);
         let flight = context.flights.borrow_mut().pop().unwrap_or_default();
         Passage {
-            accepted: Accepted { seat, kind, request, completed: false },
+            accepted: Accepted { seat, kind, weight: stamps.weight(), request, completed: false },
             orb: request.orb,
             entry: Entry::Start,
             unfetched: false,
             fetched: false,
             flight: Lent { context, flight: Some(flight) },
             view: None,
-            stamps: Stamps::take(context),
+            stamps,
             stopping: None,
             in_flight: None,
             suspended: None,
@@ -618,6 +621,15 @@ impl<'a> Passage<'a> {
         }
     }
 
+    /// The flight recorder hears of it.
+    fn record(&self, irb: &IrbHead, outcome: Outcome) {
+        let Accepted { seat, kind, request, .. } = &self.accepted;
+        // One that was not read has another's CCWs in its buffers.
+        let program = self.fetched.then_some(&self.flight.program);
+        let recorder = &seat.context.recorder;
+        recorder.record(seat.number, *kind, request, &self.stamps, program, irb, outcome);
+    }
+
     /// The end is delivered, as the IRB has it.
     #[inline(always)]
     fn complete(&mut self, irb: &IrbHead, outcome: Outcome) {
@@ -627,11 +639,16 @@ impl<'a> Passage<'a> {
                 Origin::Ring { .. } => self.reports > PROGRESS_REPORTS,
                 Origin::Future { .. } => true,
             };
-        let Accepted { seat, kind, request, .. } = &self.accepted;
-        // One that was not read has another's CCWs in its buffers.
-        let program = self.fetched.then_some(&self.flight.program);
-        let recorder = &seat.context.recorder;
-        recorder.record(seat.number, *kind, request, &self.stamps, program, irb, outcome);
+        let Context { recorder, lately, .. } = &*self.seat().context;
+        // Of a busy shard's requests those that are timed, and those that somebody may ask for.
+        let submitted = self.request().submitted;
+        if RECORDING
+            && (self.accepted.weight > 0
+                || outcome != Outcome::Ok
+                || recorder.is_slow(submitted, lately.get()))
+        {
+            self.record(irb, outcome);
+        }
         match untold {
             false => self.accepted.complete(irb, outcome),
             true => {
@@ -658,7 +675,8 @@ impl Accepted<'_> {
         if outcome == Outcome::UnitCheck {
             context.metrics.unit_check(irb.sense());
         }
-        let of = (self.request.submitted, self.kind);
+        let (submitted, kind) = (self.request.submitted, self.kind);
+        let of = Ended { submitted, kind, weight: self.weight };
         match (self.request.origin, &seat.outbox) {
             (Origin::Ring { user_data, .. }, Some(outbox)) => {
                 let subchannel = seat.number;

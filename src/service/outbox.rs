@@ -2,10 +2,10 @@
 
 use std::cell::{Cell, RefCell};
 
-use vfio_ccw_metrics::{Kind, RECORDING, Stage};
+use vfio_ccw_metrics::RECORDING;
 use vfio_ccw_queues::completion::CompletionSender;
 
-use super::context::Context;
+use super::context::{Context, Ended};
 use super::delivery::Completion;
 
 /// Completions that go to the ring together at most; whoever waits for the first of them must not
@@ -13,7 +13,7 @@ use super::delivery::Completion;
 const TOGETHER: usize = 32;
 
 /// A completion, and when its request was submitted; `None` where it is not the last of the request.
-type Waiting = (Completion, Option<(u64, Kind)>);
+type Waiting = (Completion, Option<Ended>);
 
 /// Completions of one shard for one ring.
 pub(super) struct Outbox {
@@ -38,7 +38,7 @@ impl Outbox {
     pub(super) fn push(
         &self,
         completion: Completion,
-        of: Option<(u64, Kind)>,
+        of: Option<Ended>,
         context: &Context,
     ) -> bool {
         let mut waiting = self.waiting.borrow_mut();
@@ -58,21 +58,18 @@ impl Outbox {
     }
 
     fn publish(&self, waiting: &mut Vec<Waiting>, context: &Context) {
-        let Context { clock, metrics, recorder, .. } = context;
         if RECORDING && !waiting.is_empty() {
             // One stamp for all: they get there together.
-            let now = clock.raw();
+            let now = context.clock.raw();
+            context.lately.set(now);
             for (completion, of) in waiting.iter() {
-                let Some((submitted, kind)) = *of else { continue };
-                let nanos = clock.delta_as_nanos(submitted, now);
-                metrics.durations(kind).record(Stage::Total, nanos);
-                if nanos >= recorder.slow {
-                    recorder.was_slow(completion.subchannel, submitted, nanos, clock, metrics);
+                if let Some(ended) = *of {
+                    context.took(completion.subchannel, ended, now);
                 }
             }
         }
         let aside = self.sender.push_burst(waiting.drain(..).map(|(completion, _)| completion));
-        metrics.counters().overflows.add(aside as u64);
+        context.metrics.counters().overflows.add(aside as u64);
     }
 }
 

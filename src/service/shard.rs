@@ -174,7 +174,7 @@ impl ShardLink {
                 let _shown = (shown, mapping);
                 match Runtime::new(plan.driver) {
                     Ok(runtime) => {
-                        let recorder = Recorder::new(plan.recorder, index);
+                        let recorder = Recorder::new(plan.recorder, index, &common.door.clock);
                         runtime.block_on(run(common, plan, layout, arena, metrics, recorder, ready))
                     }
                     // The starter hears of it; if it is gone, nobody wants the shard.

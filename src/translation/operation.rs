@@ -27,13 +27,14 @@ impl Program {
 }
 
 impl Program {
-    /// How many CCWs it has, without those at which the channel is made to stop, and command, flags and count
-    /// of each.
+    /// How many CCWs it has, and command, flags and count of each, without those at which the channel is made
+    /// to stop.
     #[inline]
     pub(crate) fn commands(&self) -> (usize, impl Iterator<Item = (u8, u8, u16)> + '_) {
         let short = |ccw: &ShadowCcw| (ccw.command, ccw.flags.bits(), ccw.count);
         let ccws = self.ccws.iter().filter(|ccw| !ccw.is_stop());
-        (self.ccws.len() - self.stops.len(), ccws.map(short))
+        let ends_in_stop = self.ccws.last().is_some_and(ShadowCcw::is_stop);
+        (self.ccws.len() - usize::from(ends_in_stop), ccws.map(short))
     }
 }
 

@@ -1,6 +1,7 @@
 //! The figures, by topic, in the order in which they are measured.
 
 mod huge_pages;
+pub mod observability;
 pub mod pinning;
 pub mod remote;
 pub mod rings;
@@ -196,6 +197,13 @@ pub const FIELDS: &[Field] = &[
         target: Target::Le(100.0),
         rounds: 11,
         round: remote::kill_to_end_ms,
+    },
+    Field {
+        name: "metrics_overhead",
+        measures: "I/Os a second of null devices, 64 subchannels: metrics and flight recorder on / compiled out, two builds of this program",
+        target: Target::Ge(0.97),
+        rounds: 41,
+        round: observability::metrics_overhead,
     },
     Field {
         name: "allocs_per_io",
