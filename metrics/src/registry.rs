@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use thiserror::Error;
 
 use crate::exposition::{STAGE_DURATION, WAIT, write_stage_durations, write_waits};
+use crate::page::{Page, PageError, PageSource, check_path};
 use crate::rows::{Family, FamilyKind, Row, Rows, write_rows};
 use crate::sense::SenseClass;
 use crate::shard::{CounterKind, Outcome, ShardMetrics};
@@ -44,6 +45,7 @@ struct Inner {
     unit_checks: [metrics::Counter; SenseClass::COUNT],
     rows: Mutex<Vec<Rows>>,
     gauges: Mutex<Vec<SampledGauge>>,
+    pages: Mutex<Vec<PageSource>>,
     shards: Mutex<Shards>,
 }
 
@@ -96,6 +98,7 @@ impl Registry {
                 unit_checks,
                 rows: Mutex::default(),
                 gauges: Mutex::default(),
+                pages: Mutex::default(),
                 shards: Mutex::default(),
             }),
         }
@@ -181,6 +184,55 @@ impl Registry {
         rows.retain(|known| known.families != families);
         rows.push(Rows { families, collect: Arc::new(collect) });
         Ok(())
+    }
+
+    /// Adds a page to the endpoint, at `path`. The endpoint's index says `what` is there. The same path
+    /// again replaces the earlier page.
+    ///
+    /// `render` is given the query: what follows the question mark in the request, as the client sent it
+    /// (at most 16 KiB, nothing decoded), or nothing. An error is what is wrong with the query, and
+    /// becomes status 400. A page longer than [`Page::LIMIT`] and a panic become status 500.
+    ///
+    /// `render` runs on threads of the endpoint's own, at most two at once, and may block and take a
+    /// second; `/metrics` is served meanwhile. It lives as long as the registry, so it should hold what it
+    /// asks by `Weak`.
+    ///
+    /// ```
+    /// use vfio_ccw_metrics::{Page, Registry};
+    ///
+    /// let registry = Registry::new();
+    /// registry.page("/requests", "the last requests", |query| match query {
+    ///     "" => Ok(Page::text("none yet\n")),
+    ///     "format=json" => Ok(Page::json("[]\n")),
+    ///     other => Err(format!("{other:?} is not known; there is format=json\n")),
+    /// })?;
+    /// # Ok::<(), vfio_ccw_metrics::PageError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`PageError`] if `path` is one of the endpoint's own, or has characters that would need escaping.
+    pub fn page(
+        &self,
+        path: &'static str,
+        what: &'static str,
+        render: impl Fn(&str) -> Result<Page, String> + Send + Sync + 'static,
+    ) -> Result<(), PageError> {
+        check_path(path)?;
+        let mut pages = self.inner.pages.lock();
+        pages.retain(|known| known.path != path);
+        pages.push(PageSource { path, what, render: Arc::new(render) });
+        Ok(())
+    }
+
+    #[cfg(feature = "endpoint")]
+    pub(crate) fn pages(&self) -> Vec<PageSource> {
+        self.inner.pages.lock().clone()
+    }
+
+    #[cfg(feature = "endpoint")]
+    pub(crate) fn page_at(&self, path: &str) -> Option<PageSource> {
+        self.inner.pages.lock().iter().find(|page| page.path == path).cloned()
     }
 
     /// The sum over all shards, those that ended included.

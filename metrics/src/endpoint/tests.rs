@@ -5,8 +5,12 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::mpsc;
+use std::time::Instant;
 
+use super::scrape::Scrape;
 use super::*;
+use crate::page::Page;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -17,8 +21,12 @@ const NEVER: Duration = Duration::from_secs(3600);
 const GENEROUS: Limits = Limits { header_read: NEVER, lifetime: NEVER, ..Limits::DEFAULT };
 
 fn endpoint(limits: Limits) -> Endpoint {
+    serving(&Registry::new(), limits)
+}
+
+fn serving(registry: &Registry, limits: Limits) -> Endpoint {
     let addr = SocketAddr::from(([127, 0, 0, 1], 0));
-    Endpoint::bind_with(addr, Registry::new(), limits).expect("a free port")
+    Endpoint::bind_with(addr, registry.clone(), limits).expect("a free port")
 }
 
 fn connect(endpoint: &Endpoint) -> TcpStream {
@@ -239,7 +247,7 @@ fn a_page_is_rendered_again_only_when_it_is_old() {
     let sample = move || count.fetch_add(1, Ordering::Relaxed) as f64;
     registry.gauge("vfio_ccw_renderings", "Renderings.", sample).expect("valid");
     let max_age = Duration::from_millis(100);
-    let page = Page { registry, max_age, rendered: Mutex::default() };
+    let page = Scrape::new(registry, max_age);
 
     let start = Instant::now();
     for age_ms in [0, 1, 50, 99] {
@@ -249,4 +257,105 @@ fn a_page_is_rendered_again_only_when_it_is_old() {
     let later = page.at(start + max_age);
     assert_eq!(renderings.load(Ordering::Relaxed), 2);
     assert!(String::from_utf8_lossy(&later).contains("vfio_ccw_renderings 1\n"));
+}
+
+#[test]
+fn pages_are_listed_served_and_replaced() {
+    let registry = Registry::new();
+    let endpoint = serving(&registry, GENEROUS);
+    assert!(fetch(&endpoint, "GET", "/requests").starts_with("HTTP/1.1 404 "));
+    registry
+        .page("/requests", "the last <1000> requests", |_| Ok(Page::text("old")))
+        .expect("valid");
+    let page = |query: &str| match query {
+        "no" => Err("no such query\n".to_owned()),
+        query => Ok(Page::json(format!("[{query:?}]"))),
+    };
+    registry.page("/requests", "the last <100> requests", page).expect("valid");
+
+    let index = fetch(&endpoint, "GET", "/");
+    assert!(index.contains("<a href=\"/requests\">/requests</a>: the last &lt;100> requests"));
+    assert!(!index.contains("1000"));
+    let answer = fetch(&endpoint, "GET", "/requests");
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\n[\"\"]"), "{answer}");
+    assert!(answer.contains("content-type: application/json\r\n"), "{answer}");
+    assert!(fetch(&endpoint, "GET", "/requests?a=%20b").ends_with("\r\n\r\n[\"a=%20b\"]"));
+    let answer = fetch(&endpoint, "GET", "/requests?no");
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.ends_with("no such query\n"), "{answer}");
+    assert!(fetch(&endpoint, "HEAD", "/requests").ends_with("\r\n\r\n"));
+    assert!(fetch(&endpoint, "POST", "/requests").starts_with("HTTP/1.1 405 "));
+    assert!(fetch(&endpoint, "GET", "/requests/").starts_with("HTTP/1.1 404 "));
+}
+
+#[test]
+fn a_page_that_takes_long_holds_up_nothing_but_its_like() {
+    let registry = Registry::new();
+    let (enter, entered) = mpsc::channel();
+    let (leave, left) = mpsc::channel::<()>();
+    let left = parking_lot::Mutex::new(left);
+    let slow = move |_: &str| {
+        enter.send(()).expect("the test waits");
+        left.lock().recv().expect("the test says when");
+        Ok(Page::text("at last"))
+    };
+    registry.page("/slow", "takes long", slow).expect("valid");
+    let endpoint = serving(&registry, GENEROUS);
+    std::thread::scope(|scope| {
+        let readers = [(); 2].map(|()| scope.spawn(|| fetch(&endpoint, "GET", "/slow")));
+        for _ in 0..2 {
+            entered.recv_timeout(PATIENCE).expect("both are being made");
+        }
+        let third = fetch(&endpoint, "GET", "/slow");
+        assert!(
+            third.starts_with("HTTP/1.1 503 ") && third.contains("retry-after: 1\r\n"),
+            "{third}"
+        );
+        assert!(fetch(&endpoint, "GET", "/metrics").starts_with("HTTP/1.1 200 "));
+        leave.send(()).expect("wanted");
+        leave.send(()).expect("wanted");
+        for reader in readers {
+            assert!(reader.join().expect("no panic").ends_with("at last"));
+        }
+    });
+}
+
+#[test]
+fn pages_that_are_not_read_take_no_more_memory_than_their_limit() {
+    let registry = Registry::new();
+    registry.page("/long", "long", |_| Ok(Page::text("x".repeat(Page::LIMIT)))).expect("valid");
+    registry
+        .page("/longer", "too long", |_| Ok(Page::text("x".repeat(Page::LIMIT + 1))))
+        .expect("valid");
+    let limits = Limits { pages_made: 1, pages_sent: 2, ..GENEROUS };
+    let endpoint = serving(&registry, limits);
+    let ask = || {
+        let mut stream = connect(&endpoint);
+        stream.write_all(b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n").expect("accepted");
+        let mut first = [0; 12];
+        stream.read_exact(&mut first).expect("an answer");
+        (first, stream)
+    };
+    // Each page is longer than what the socket's buffers take.
+    let stuck = [ask(), ask()];
+    assert!(stuck.iter().all(|(first, _)| first == b"HTTP/1.1 200"));
+    assert_eq!(&ask().0, b"HTTP/1.1 503");
+    assert!(fetch(&endpoint, "GET", "/metrics").starts_with("HTTP/1.1 200 "));
+    drop(stuck);
+    let give_up = Instant::now() + PATIENCE;
+    while ask().0 != *b"HTTP/1.1 200" {
+        assert!(Instant::now() < give_up, "the places are never given away again");
+        std::thread::yield_now();
+    }
+    assert!(fetch(&endpoint, "GET", "/longer").starts_with("HTTP/1.1 500 "));
+}
+
+#[test]
+fn a_page_that_panics_fails_alone() {
+    let registry = Registry::new();
+    registry.page("/broken", "broken", |_| panic!("a page that is broken")).expect("valid");
+    let endpoint = serving(&registry, GENEROUS);
+    for _ in 0..3 {
+        assert!(fetch(&endpoint, "GET", "/broken").starts_with("HTTP/1.1 500 "));
+    }
+    assert!(fetch(&endpoint, "GET", "/healthz").starts_with("HTTP/1.1 200 "));
 }
