@@ -26,6 +26,7 @@ use tokio::time::{sleep, timeout};
 use self::answer::Answers;
 use crate::registry::Registry;
 
+mod accept;
 mod answer;
 mod pages;
 mod scrape;
@@ -44,6 +45,8 @@ struct Limits {
     header_bytes: usize,
     /// Age up to which a rendered page serves further scrapes.
     page_age: Duration,
+    /// Renderings of the metrics that are in memory at once, since clients have not read them.
+    scrapes_sent: usize,
     /// Further pages that are made at once.
     pages_made: usize,
     /// Further pages that are made or sent at once: what they may hold of memory.
@@ -67,6 +70,7 @@ impl Limits {
         lifetime: Duration::from_secs(15),
         header_bytes: 16 << 10,
         page_age: Duration::from_millis(100),
+        scrapes_sent: 16,
         pages_made: 2,
         pages_sent: 8,
     };
@@ -79,7 +83,8 @@ impl Limits {
 ///
 /// A client may hold a connection idle for 5 s and use it for 15 s, 64 connections may be open at
 /// once, a request header may have 16 KiB, and however often `/metrics` is asked for, it is
-/// rendered at most every 100 ms. Two further pages may be made at once, and eight made or sent; who
+/// rendered at most every 100 ms: as text, or as protobuf with native histograms for who names that in
+/// the header `Accept`. At most 16 renderings are in memory at once. Two further pages may be made at once, and eight made or sent; who
 /// asks for another gets status 503.
 ///
 /// ```

@@ -14,13 +14,13 @@ use crate::sense::SenseClass;
 use crate::shard::{CounterKind, Outcome, ShardMetrics};
 use crate::totals::Totals;
 
-const COMPLETIONS: &str = "vfio_ccw_completions_total";
-const COMPLETIONS_HELP: &str = "Requests that ended, by outcome.";
-const UNIT_CHECKS: &str = "vfio_ccw_unit_checks_total";
-const UNIT_CHECKS_HELP: &str =
+pub(crate) const COMPLETIONS: &str = "vfio_ccw_completions_total";
+pub(crate) const COMPLETIONS_HELP: &str = "Requests that ended, by outcome.";
+pub(crate) const UNIT_CHECKS: &str = "vfio_ccw_unit_checks_total";
+pub(crate) const UNIT_CHECKS_HELP: &str =
     "Requests that ended with unit check, by the class of their sense data.";
-const BUILD_INFO: &str = "vfio_ccw_build_info";
-const BUILD_INFO_HELP: &str = "Always 1; the label tells the version that runs.";
+pub(crate) const BUILD_INFO: &str = "vfio_ccw_build_info";
+pub(crate) const BUILD_INFO_HELP: &str = "Always 1; the label tells the version that runs.";
 
 static METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, None);
 
@@ -57,8 +57,10 @@ struct Shards {
 }
 
 #[derive(Clone)]
-struct SampledGauge {
-    key: Key,
+pub(crate) struct SampledGauge {
+    pub(crate) key: Key,
+    /// What the first gauge of the name said.
+    pub(crate) help: Arc<str>,
     gauge: metrics::Gauge,
     sample: Arc<dyn Fn() -> f64 + Send + Sync>,
 }
@@ -144,7 +146,7 @@ impl Registry {
     pub fn gauge_with(
         &self,
         name: &str,
-        help: &str,
+        help_text: &str,
         labels: &[(&str, &str)],
         sample: impl Fn() -> f64 + Send + Sync + 'static,
     ) -> Result<(), SeriesError> {
@@ -158,10 +160,12 @@ impl Registry {
 
         let mut gauges = self.inner.gauges.lock();
         let recorder = &self.inner.recorder;
-        recorder.describe_gauge(KeyName::from(name.to_owned()), None, help.to_owned().into());
+        recorder.describe_gauge(KeyName::from(name.to_owned()), None, help_text.to_owned().into());
         let gauge = recorder.register_gauge(&key, &METADATA);
+        let help = gauges.iter().find(|known| known.key.name() == name);
+        let help = help.map_or_else(|| Arc::from(help_text), |known| Arc::clone(&known.help));
         gauges.retain(|known| known.key != key);
-        gauges.push(SampledGauge { key, gauge, sample: Arc::new(sample) });
+        gauges.push(SampledGauge { key, help, gauge, sample: Arc::new(sample) });
         Ok(())
     }
 
@@ -258,7 +262,7 @@ impl Registry {
     /// Everything in Prometheus' text format, version 0.0.4.
     #[must_use]
     pub fn render(&self) -> String {
-        let totals = self.snapshot();
+        let Reading { totals, gauges, rows } = self.read();
         for (kind, counter) in CounterKind::ALL.into_iter().zip(&self.inner.counters) {
             counter.absolute(totals.counter(kind));
         }
@@ -268,21 +272,51 @@ impl Registry {
         for (sense, counter) in SenseClass::ALL.into_iter().zip(&self.inner.unit_checks) {
             counter.absolute(totals.unit_checks(sense));
         }
-        // A copy, so that a sampling function may use the registry itself.
-        let gauges = self.inner.gauges.lock().clone();
-        for SampledGauge { gauge, sample, .. } in gauges {
-            gauge.set(sample());
+        for (SampledGauge { gauge, .. }, value) in gauges {
+            gauge.set(value);
         }
-        let rows = self.inner.rows.lock().clone();
         let mut text = self.inner.exporter.render();
         let written = rows
             .iter()
-            .try_for_each(|rows| write_rows(rows.families, &(rows.collect)(), &mut text))
+            .try_for_each(|(families, rows)| write_rows(families, rows, &mut text))
             .and_then(|()| write_waits(&totals, &mut text))
             .and_then(|()| write_stage_durations(&totals, &mut text));
         written.expect("writing to a String cannot fail");
         text
     }
+
+    /// Everything in Prometheus' protobuf format: messages `io.prometheus.client.MetricFamily`, each
+    /// after its length.
+    ///
+    /// Stage durations have native histograms beside the buckets that the text has.
+    #[cfg(feature = "protobuf")]
+    #[must_use]
+    pub fn render_protobuf(&self) -> Vec<u8> {
+        crate::protobuf::encode(&self.read())
+    }
+
+    /// Asks everybody.
+    fn read(&self) -> Reading {
+        let totals = self.snapshot();
+        // Copies, so that the functions may use the registry itself.
+        let gauges = self.inner.gauges.lock().clone();
+        let gauges = gauges.into_iter().map(|gauge| {
+            let value = (gauge.sample)();
+            (gauge, value)
+        });
+        let gauges = gauges.collect();
+        let rows = self.inner.rows.lock().clone();
+        let rows = rows.iter().map(|rows| (rows.families, (rows.collect)())).collect();
+        Reading { totals, gauges, rows }
+    }
+}
+
+/// What everybody said at one moment: what both formats are made from.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    pub(crate) totals: Totals,
+    pub(crate) gauges: Vec<(SampledGauge, f64)>,
+    pub(crate) rows: Vec<(&'static [Family], Vec<Row>)>,
 }
 
 impl Default for Registry {

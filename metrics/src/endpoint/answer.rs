@@ -5,17 +5,18 @@ use std::time::Instant;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::header::{
+    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, VARY,
+};
 use hyper::{Method, Request, Response, StatusCode};
 
 use super::Limits;
+use super::accept::negotiate;
 use super::pages::{NoPage, Pages};
 use super::scrape::Scrape;
 use crate::page::PageFormat;
 use crate::registry::Registry;
 
-/// The media type of Prometheus' text format, version 0.0.4.
-const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 const PLAIN_TEXT: &str = PageFormat::Text.media_type();
 const HTML: &str = "text/html; charset=utf-8";
 
@@ -29,7 +30,7 @@ pub(super) struct Answers {
 
 impl Answers {
     pub(super) fn new(registry: Registry, limits: Limits) -> Self {
-        let scrape = Scrape::new(registry.clone(), limits.page_age);
+        let scrape = Scrape::new(registry.clone(), limits.page_age, limits.scrapes_sent);
         Self { registry, scrape, pages: Pages::new(limits.pages_made, limits.pages_sent) }
     }
 
@@ -51,16 +52,21 @@ impl Answers {
                 Ok((format, body)) => respond(StatusCode::OK, format.media_type(), body),
                 Err(NoPage::Query(why)) => plain(StatusCode::BAD_REQUEST, why),
                 Err(NoPage::Failed(why)) => plain(StatusCode::INTERNAL_SERVER_ERROR, why),
-                Err(NoPage::Busy) => {
-                    let busy = "enough pages are being made or sent; come again\n";
-                    with(plain(StatusCode::SERVICE_UNAVAILABLE, busy), RETRY_AFTER, "1")
-                }
+                Err(NoPage::Busy) => busy("enough pages are being made or sent; come again\n"),
             };
         }
         match path {
             "/" => respond(StatusCode::OK, HTML, self.index()),
             "/healthz" => plain(StatusCode::OK, "ok\n"),
-            _ => respond(StatusCode::OK, PROMETHEUS_TEXT, self.scrape.at(Instant::now())),
+            _ => {
+                let accepted = request.headers().get_all(ACCEPT).iter();
+                let format = negotiate(accepted.map(HeaderValue::as_bytes));
+                let response = match self.scrape.at(format, Instant::now()) {
+                    Some(page) => respond(StatusCode::OK, format.media_type(), page),
+                    None => busy("too many clients do not read what they asked for; come again\n"),
+                };
+                with(response, VARY, "Accept")
+            }
         }
     }
 
@@ -80,6 +86,10 @@ impl Answers {
         html.push_str("</ul>\n</html>\n");
         html
     }
+}
+
+fn busy(why: &'static str) -> Response<Full<Bytes>> {
+    with(plain(StatusCode::SERVICE_UNAVAILABLE, why), RETRY_AFTER, "1")
 }
 
 fn plain(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
