@@ -98,3 +98,8 @@ pub use totals::Totals;
 ///
 /// A constant, so `if RECORDING { … }` around a clock read costs nothing either way.
 pub const RECORDING: bool = cfg!(feature = "record");
+
+/// The Rust in the document of all metrics.
+#[cfg(all(doctest, feature = "endpoint"))]
+#[doc = include_str!("../../docs/METRICS.md")]
+mod document {}
