@@ -64,9 +64,10 @@ mod watch;
 
 pub use service::{
     AttachError, Completion, Completions, Delivery, DeviceOptions, DeviceSpec, DrainError, Driver,
-    DriverChoice, Interrupts, MemoryError, ModeError, Model, OperandError, PinnerChoice,
-    QuiesceError, SaveError, Service, ServiceBuilder, ServiceError, ServiceState, Silent,
-    StartState, StateError, SubchannelState, SuspendedState, Trigger, Unfetched,
+    DriverChoice, FlightRecord, FlightRecorder, FlownCcw, Interrupts, MemoryError, ModeError,
+    Model, OperandError, PinnerChoice, QuiesceError, SaveError, Service, ServiceBuilder,
+    ServiceError, ServiceState, Silent, StartState, StateError, SubchannelSeries, SubchannelState,
+    SuspendedState, Trigger, Unfetched,
 };
 pub use shadow::{GUEST_IOVA, SHADOW_IOVA};
 pub use subchannel::{Cc, Start, Subchannel, SubmitError};

@@ -342,9 +342,9 @@ fn figures_are_served_while_a_client_is_connected() {
     // A page may be a moment old.
     let page = page_when(address, |page| sample(page, "vfio_ccw_server_clients") > 0.0);
     let figure = |name: &str| sample(&page, &format!("vfio_ccw_server_{name}"));
-    assert_eq!((figure("clients"), figure("connections")), (16.0, 16.0), "{page}");
+    assert_eq!((figure("clients"), figure("connections_total")), (16.0, 16.0), "{page}");
     assert_eq!(figure("lanes"), 1.0, "{page}");
-    assert_eq!(figure("refusals"), 0.0, "{page}");
+    assert_eq!(figure("refusals_total"), 0.0, "{page}");
     // Guest memory of 4 MiB and the shadow of its programs, for each disk.
     assert!(figure("windows") >= 32.0, "{page}");
     assert!(figure("window_bytes") > f64::from(16 << 22), "{page}");

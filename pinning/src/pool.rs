@@ -74,6 +74,8 @@ pub struct Pool {
     self_check: Option<SelfCheck>,
     /// Times that the pinner failed.
     failures: AtomicU64,
+    /// Frames that were unpinned since their memory was to go.
+    invalidations: AtomicU64,
     /// Leases of the whole guest. Also: one change of layout, budget or leases at a time.
     leases: Mutex<Leases>,
 }
@@ -142,6 +144,7 @@ impl Pool {
             reuse: Mutex::new(reuse),
             self_check,
             failures: AtomicU64::new(0),
+            invalidations: AtomicU64::new(0),
             leases: Mutex::default(),
         })
     }
@@ -277,6 +280,18 @@ impl Pool {
     pub fn failures(&self) -> u64 {
         // Relaxed: a counter.
         self.failures.load(Ordering::Relaxed)
+    }
+
+    /// Frames that were pinned and unused and were unpinned since their memory was withdrawn, for a while or
+    /// for good.
+    pub fn invalidations(&self) -> u64 {
+        // Relaxed: a counter.
+        self.invalidations.load(Ordering::Relaxed)
+    }
+
+    /// Pieces of guest memory that there are.
+    pub fn pieces(&self) -> usize {
+        self.ledger.lock().table().regions().len()
     }
 
     /// Name of the pinner.

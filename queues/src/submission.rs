@@ -149,6 +149,12 @@ impl<T> Submitter<T> {
         self.ring.has_room(entries)
     }
 
+    /// How many entries were put in so far, to wrap, or somewhat less while others are being put in: a figure
+    /// to look at, not one to rely on.
+    pub fn pushed(&self) -> usize {
+        self.ring.hinted()
+    }
+
     /// How many entries the ring can hold.
     pub fn capacity(&self) -> usize {
         self.ring.capacity()

@@ -119,7 +119,8 @@ impl<R> fmt::Debug for Listing<R> {
     }
 }
 
-fn name(ccw: &Ccw, format_1: bool) -> &'static str {
+/// What a command is called.
+pub(crate) fn name(ccw: &Ccw, format_1: bool) -> &'static str {
     use super::command as c;
     if ccw.is_tic(format_1) {
         return "TIC";

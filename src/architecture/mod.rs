@@ -43,4 +43,4 @@ pub use midaw::{Midaw, MidawFlags};
 pub use orb::{Orb, OrbError, OrbFlags};
 pub use schib::{Pmcw, PmcwFlags, Schib, SchibError};
 pub use scsw::{DeviceStatus, Scsw, ScswFlags, SubchannelStatus};
-pub use subchannel_id::{SubchannelId, SubchannelIdError};
+pub use subchannel_id::{NoSubchannelId, SubchannelId, SubchannelIdError};

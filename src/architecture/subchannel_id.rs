@@ -1,6 +1,7 @@
 //! Subchannel-identification word.
 
 use std::fmt;
+use std::str::FromStr;
 
 /// Names a subchannel: channel-subsystem image, subchannel set, number.
 ///
@@ -108,6 +109,35 @@ impl fmt::Display for SubchannelId {
     }
 }
 
+/// As Linux writes it, in the default image: `0.1.00a3`.
+impl FromStr for SubchannelId {
+    type Err = NoSubchannelId;
+
+    fn from_str(word: &str) -> Result<Self, NoSubchannelId> {
+        let wrong = || NoSubchannelId { word: word.chars().take(32).collect() };
+        let mut parts = word.split('.');
+        let mut next = |most: usize| {
+            let part = parts.next().filter(|part| (1..=most).contains(&part.len()))?;
+            let is_hex = part.bytes().all(|byte| byte.is_ascii_hexdigit());
+            is_hex.then(|| u16::from_str_radix(part, 16).ok()).flatten()
+        };
+        match (next(1), next(1), next(4)) {
+            (Some(0), Some(set @ 0..=3), Some(number)) if parts.next().is_none() => {
+                Ok(SubchannelId::new(set as u8, number))
+            }
+            _ => Err(wrong()),
+        }
+    }
+}
+
+/// What is no subchannel of the default image.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("'{word}' is no subchannel: use image, set and number in hexadecimal, such as 0.0.0005")]
+pub struct NoSubchannelId {
+    /// The word, or its beginning.
+    pub word: String,
+}
+
 impl fmt::Debug for SubchannelId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "subchannel {self}")
@@ -117,6 +147,22 @@ impl fmt::Debug for SubchannelId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_as_linux_writes_them_are_read() {
+        for id in
+            [SubchannelId::new(0, 0), SubchannelId::new(3, 0xffff), SubchannelId::new(1, 0xa3)]
+        {
+            assert_eq!(id.to_string().parse(), Ok(id));
+        }
+        assert_eq!("0.0.5".parse(), Ok(SubchannelId::new(0, 5)));
+        for word in
+            ["", "5", "0.0", "1.0.0005", "0.4.0005", "0.0.00005", "0.0.+5", "0.0.5.6", "0..5"]
+        {
+            let error = word.parse::<SubchannelId>().expect_err(word);
+            assert!(error.to_string().contains("such as 0.0.0005"), "{error}");
+        }
+    }
 
     #[test]
     fn words_that_name_nothing_are_operand_exceptions() {

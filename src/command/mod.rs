@@ -10,6 +10,7 @@ mod kernel;
 mod options;
 mod run;
 mod serve;
+mod top;
 
 use std::error::Error;
 use std::fmt::Display;
@@ -45,6 +46,8 @@ const EXIT_ERROR: u8 = 2;
   \
         vfio-ccw --remote disk.sock                  read it from here (--overwrite: write it, too)
   \
+        vfio-ccw top                                 watch a service that runs
+  \
         vfio-ccw doctor                              what this machine can run, and what to type\n\n\
         Exit status: 0 all right, 1 wrong data or lost requests, 2 could not be done as asked.",
     args_conflicts_with_subcommands = true
@@ -70,6 +73,8 @@ enum Tool {
     SenseId(kernel::SenseId),
     /// Serve devices to VMMs in other processes, over vfio-user.
     Serve(serve::Serve),
+    /// Watch a running service or device server: rates, stages, subchannels, pinned memory.
+    Top(top::Top),
     /// Look at this machine: what can run here, what is missing, and what to type.
     Doctor(doctor::Doctor),
 }
@@ -115,6 +120,7 @@ pub(crate) fn main() -> ExitCode {
         Some(Tool::Decode(decode)) => decode.run(),
         Some(Tool::SenseId(sense_id)) => sense_id.run(),
         Some(Tool::Serve(serve)) => serve.run(),
+        Some(Tool::Top(top)) => top.run(),
         Some(Tool::Doctor(doctor)) => doctor.run(),
     };
     match result {

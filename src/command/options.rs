@@ -3,8 +3,10 @@
 use std::net::SocketAddr;
 use std::str::FromStr;
 
+use vfio_ccw::architecture::SubchannelId;
 use vfio_ccw::{
-    DriverChoice, Granule, Interrupts, Mode, PinnerChoice, Service, ServiceBuilder, WaitStrategy,
+    DriverChoice, Granule, Interrupts, Mode, PinnerChoice, Service, ServiceBuilder,
+    SubchannelSeries, WaitStrategy,
 };
 use vfio_ccw_load::{Access, parse_bytes};
 
@@ -37,6 +39,9 @@ pub(super) struct ServiceOptions {
     /// looks while work is expected soon, with that much of a core at most.
     #[arg(long, value_name = "STRATEGY", default_value_t)]
     pub(super) wait: WaitStrategy,
+    /// Subchannels with metrics of their own: busiest:N, or off, or some, such as 0.0.0001,0.0.0005.
+    #[arg(long, value_name = "WHICH", default_value = "busiest:10", value_parser = subchannel_series)]
+    pub(super) metrics_subchannels: SubchannelSeries,
 }
 
 impl ServiceOptions {
@@ -49,6 +54,7 @@ impl ServiceOptions {
             .shards(self.shards)
             .interrupts(self.interrupts)
             .wait(self.wait)
+            .subchannel_series(self.metrics_subchannels.clone())
             .subchannels(subchannels.div_ceil(self.shards.max(1)));
         let builder = match self.granule {
             Some(bytes) => builder.granule(Granule::Bytes(bytes)),
@@ -71,6 +77,29 @@ fn interrupts(word: &str) -> Result<Interrupts, String> {
         "direct" => Ok(Interrupts::Direct),
         "eventfd" => Ok(Interrupts::EventFd),
         other => Err(format!("'{other}' is not a way to interrupt: use direct or eventfd")),
+    }
+}
+
+fn subchannel_series(word: &str) -> Result<SubchannelSeries, String> {
+    let most = SubchannelSeries::MOST;
+    let chosen = match word.strip_prefix("busiest:") {
+        _ if word == "off" => return Ok(SubchannelSeries::Off),
+        Some(count) => count.parse().map(SubchannelSeries::Busiest).ok(),
+        None => {
+            let ids = word.split(',').map(|id| id.parse::<SubchannelId>());
+            ids.collect::<Result<_, _>>().map(SubchannelSeries::Chosen).ok()
+        }
+    };
+    match &chosen {
+        Some(SubchannelSeries::Busiest(count)) if !(1..=most).contains(count) => {
+            Err(format!("'{word}' would give {count} subchannels metrics of their own: 1 to {most} can have them"))
+        }
+        Some(SubchannelSeries::Chosen(ids)) if ids.len() > most => {
+            Err(format!("{} subchannels cannot have metrics of their own: at most {most} can", ids.len()))
+        }
+        _ => chosen.ok_or_else(|| {
+            format!("'{word}' does not say which subchannels: use busiest:N, off, or their numbers, such as 0.0.0001,0.0.0005")
+        }),
     }
 }
 

@@ -138,7 +138,7 @@ impl DeviceSpec {
         DeviceSpec::Remote(RemoteSpec(Arc::new(device)))
     }
 
-    fn class(&self) -> DeviceClass {
+    pub(super) fn class(&self) -> DeviceClass {
         match self {
             DeviceSpec::Null => DeviceClass::Null,
             DeviceSpec::Fba(_) => DeviceClass::Fba,

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
-use vfio_ccw_metrics::{Registry, SeriesError};
+use vfio_ccw_metrics::{Family, FamilyKind, Registry, Row, SeriesError};
 use vfio_ccw_pinning::memlock::Memlock;
 use vfio_ccw_pinning::{
     FRAME, Granule, GuestMap, MapError, Mode, Pinner, Pool, PoolError, PoolOptions, Region,
@@ -22,11 +22,13 @@ use crate::translation::{Limits, StorageKeys};
 use crate::volume::Workers;
 
 use super::Service;
+use super::activity::{Activities, Observer, SubchannelSeries};
 use super::attach::Interrupts;
 use super::delivery::Trigger;
 use super::memory::{Memory, check_reach};
 use super::mode_switch::Aside;
 use super::pinner::PinnerChoice;
+use super::recorder::FlightRecorder;
 use super::runtime::{Driver, DriverChoice};
 use super::shard::{Plan, ShardLink};
 use super::unfetched::Unfetched;
@@ -142,6 +144,8 @@ pub struct ServiceBuilder {
     unfetched: Unfetched,
     wait: WaitStrategy,
     registry: Registry,
+    subchannel_series: SubchannelSeries,
+    recorder: FlightRecorder,
     reports: ReportTrigger,
     space: Option<AddressSpace>,
 }
@@ -176,6 +180,8 @@ impl Default for ServiceBuilder {
             unfetched: Unfetched::default(),
             wait: WaitStrategy::default(),
             registry: Registry::new(),
+            subchannel_series: SubchannelSeries::default(),
+            recorder: FlightRecorder::default(),
             reports: ReportTrigger::default(),
             space: None,
         }
@@ -304,6 +310,19 @@ impl ServiceBuilder {
         self
     }
 
+    /// Which subchannels have metrics of their own, at most [`SubchannelSeries::MOST`]. Default: the ten that
+    /// have been busy longest.
+    pub fn subchannel_series(mut self, series: SubchannelSeries) -> Self {
+        self.subchannel_series = series;
+        self
+    }
+
+    /// How many of the last requests each shard keeps, and which requests are slow; see [`Service::flights`].
+    pub fn flight_recorder(mut self, recorder: FlightRecorder) -> Self {
+        self.recorder = recorder;
+        self
+    }
+
     /// Who tells the guest that channel reports are pending: a machine check. Default: nobody; it can
     /// ask with [`Service::stcrw`].
     pub fn channel_reports(mut self, trigger: impl Trigger<Crw> + 'static) -> Self {
@@ -325,6 +344,9 @@ impl ServiceBuilder {
         in_range("shards", self.shards, 64)?;
         in_range("subchannels", self.subchannels, 65_536)?;
         in_range("ring_entries", self.ring_entries, MOST_STARTS)?;
+        // None is as good as any.
+        in_range("flight_recorder", self.recorder.requests.max(1), FlightRecorder::MOST)?;
+        in_range("subchannel_series", self.subchannel_series.len().max(1), SubchannelSeries::MOST)?;
         let guest = memory.iter().map(GuestMemoryRegion::len).sum();
         let budget = self.budget_for(guest)?;
         let most = self.max_memory.unwrap_or(guest).max(guest);
@@ -355,6 +377,8 @@ impl ServiceBuilder {
             }
         };
         let aside = Arc::new(Aside::default());
+        let table = Arc::new(Table::new(self.subchannels * self.shards));
+        let activities = Arc::new(Activities::new(table.places()));
         let plan = Plan {
             pool: pool.clone(),
             aside: aside.clone(),
@@ -368,9 +392,11 @@ impl ServiceBuilder {
             workers: workers.clone(),
             reports: Arc::new(Reports::new(self.reports.0)),
             space: self.space.clone(),
+            activities: activities.clone(),
+            recorder: self.recorder,
         };
-        let table = Arc::new(Table::new(self.subchannels * self.shards));
-        register_gauges(&self.registry, &pool)?;
+        register_pool(&self.registry, &pool)?;
+        Observer::new(&table, &activities).register(&self.registry, self.subchannel_series)?;
         let (layout, users) = Layout::new(map.clone());
         let mut service = Service {
             map: RwLock::new(map),
@@ -388,6 +414,7 @@ impl ServiceBuilder {
             ring_entries: self.ring_entries,
             interruptions: Arc::new(Interruptions::new(table.clone())),
             table: table.clone(),
+            activities,
             reports: plan.reports.clone(),
             rest: Mutex::default(),
             space: self.space,
@@ -501,8 +528,30 @@ fn in_range(what: &'static str, value: usize, most: usize) -> Result<(), Service
     Err(ServiceError::OutOfRange { what, value, least: 1, most })
 }
 
-/// What the pool knows, as gauges. They hold it weakly: a registry may outlive its service.
-fn register_gauges(registry: &Registry, pool: &Arc<Pool>) -> Result<(), ServiceError> {
+/// What the pool has counted.
+static POOL_SUMS: [Family; 2] = [
+    Family {
+        kind: FamilyKind::Counter,
+        name: "vfio_ccw_pin_invalidations_total",
+        help: "Pinned frames that were unpinned since their memory was to go.",
+    },
+    Family {
+        kind: FamilyKind::Counter,
+        name: "vfio_ccw_pin_failures_total",
+        help: "Times that pinning failed and a program ran unpinned all the same.",
+    },
+];
+
+/// What the pool knows, as series. They hold it weakly: a registry may outlive its service.
+fn register_pool(registry: &Registry, pool: &Arc<Pool>) -> Result<(), SeriesError> {
+    let weak = Arc::downgrade(pool);
+    registry.rows(&POOL_SUMS, move || {
+        let row = |pool: Arc<Pool>| {
+            let values = [pool.invalidations(), pool.failures()].map(|sum| sum as f64);
+            Row { labels: Vec::new(), values: values.into() }
+        };
+        weak.upgrade().map(row).into_iter().collect()
+    })?;
     let gauge = |name: &str, help: &str, value: fn(&Pool) -> u64| {
         let pool: Weak<Pool> = Arc::downgrade(pool);
         registry.gauge(name, help, move || pool.upgrade().map_or(0.0, |pool| value(&pool) as f64))
@@ -513,6 +562,9 @@ fn register_gauges(registry: &Registry, pool: &Arc<Pool>) -> Result<(), ServiceE
         "Most guest memory that was pinned at one time.",
         Pool::peak_bytes,
     )?;
+    gauge("vfio_ccw_windows", "Pieces of guest memory that devices see.", |pool| {
+        pool.pieces() as u64
+    })?;
     gauge("vfio_ccw_pin_budget_bytes", "Guest memory that may be pinned.", Pool::budget_bytes)?;
     for of_budget in OTHER_BUDGETS {
         let pool = Arc::downgrade(pool);

@@ -23,9 +23,11 @@ use super::flight::Flight;
 use super::in_flight::InFlight;
 use super::outbox::Outbox;
 use super::quiesce::Hold;
+use super::recorder::Recorder;
 use super::runner::Runner;
 use super::save::SavedTask;
 use super::shard::{Common, Mail, Plan};
+use super::task::Seat;
 use super::view::View;
 
 /// What the tasks of a shard share.
@@ -42,6 +44,7 @@ pub(super) struct Context {
     pub(super) clock: Clock,
     pub(super) sampling: Sampling,
     pub(super) in_flight: InFlight,
+    pub(super) recorder: Recorder,
     pub(super) hold: Hold,
     /// Lanes to servers of devices.
     pub(super) trunks: Rc<Trunks>,
@@ -78,6 +81,7 @@ impl Context {
         arena: Arena,
         fixed: Option<Rc<Fixed>>,
         metrics: Arc<ShardMetrics>,
+        recorder: Recorder,
     ) -> Self {
         let bits = common.door.doorbell.bits();
         Context {
@@ -90,6 +94,7 @@ impl Context {
             clock: Clock::new(),
             sampling: Sampling::default(),
             in_flight: InFlight::default(),
+            recorder,
             hold: Hold::default(),
             trunks: Rc::default(),
             flights: RefCell::default(),
@@ -273,6 +278,8 @@ impl Context {
             Mail::Hold(coming) => self.hold(coming),
             Mail::LetGo => self.let_go(),
             Mail::Save(answer) => self.save(&answer),
+            // Whoever asked may have lost patience.
+            Mail::Recall(answer) => drop(answer.send(self.recorder.recall(&self.clock))),
             Mail::Switch(shared, switch) => match self.runner_of(&shared) {
                 Some(runner) => {
                     runner.switch.put(switch, &self.plan.aside);
@@ -329,7 +336,7 @@ impl Context {
         completion: Completion,
         of: Option<(u64, Kind)>,
     ) {
-        if outbox.push(completion, of, &self.clock, &self.metrics) {
+        if outbox.push(completion, of, self) {
             self.full.borrow_mut().push(outbox.clone());
             self.wake_dispatcher();
         }
@@ -337,11 +344,14 @@ impl Context {
 
     /// Records how long the request took that is over now.
     #[inline]
-    pub(super) fn record_total(&self, of: (u64, Kind)) {
+    pub(super) fn record_total(&self, number: u32, of: (u64, Kind)) {
         if RECORDING {
             let (submitted, kind) = of;
             let nanos = self.clock.delta_as_nanos(submitted, self.clock.raw());
             self.metrics.durations(kind).record(Stage::Total, nanos);
+            if nanos >= self.recorder.slow {
+                self.recorder.was_slow(number, submitted, nanos, &self.clock, &self.metrics);
+            }
         }
     }
 
@@ -349,7 +359,7 @@ impl Context {
     pub(super) fn deliver(&self) {
         self.trunks.flush();
         let mut full = self.full.borrow_mut();
-        full.drain(..).for_each(|outbox| outbox.deliver(&self.clock, &self.metrics));
+        full.drain(..).for_each(|outbox| outbox.deliver(self));
     }
 
     /// How file I/O under way is counted.
@@ -478,27 +488,34 @@ impl Stamps {
 
     /// Records all stages of a request that was submitted at `submitted` and is over.
     #[inline]
-    pub(super) fn record(&self, context: &Context, kind: Kind, submitted: u64) {
+    pub(super) fn record(&self, seat: &Seat, kind: Kind, submitted: u64) {
         if self.weight > 0 {
-            self.record_stages(context, kind, submitted);
+            self.record_stages(seat, kind, submitted);
         }
     }
 
-    fn record_stages(&self, context: &Context, kind: Kind, submitted: u64) {
+    fn record_stages(&self, seat: &Seat, kind: Kind, submitted: u64) {
+        let context = &*seat.context;
         let delivered = self.now(context);
+        let nanos = context.clock.delta_as_nanos(self.taken, delivered);
+        context.plan.activities.of(seat.number).was_busy(nanos * u64::from(self.weight));
         let durations = context.metrics.durations(kind);
-        let stages = [
+        let deliver = [(Stage::Deliver, self.interrupted, delivered)];
+        for (stage, from, to) in self.stages(submitted).into_iter().chain(deliver) {
+            let nanos = context.clock.delta_as_nanos(from, to);
+            durations.record_for(stage, nanos, self.weight.into());
+        }
+    }
+
+    /// Begin and end of each stage up to the interrupt, of a request that was submitted at `submitted`.
+    pub(super) fn stages(&self, submitted: u64) -> [(Stage, u64, u64); 5] {
+        [
             (Stage::Queue, submitted, self.taken),
             (Stage::Translate, self.taken, self.translated),
             (Stage::Pin, self.translated, self.pinned),
             (Stage::Start, self.pinned, self.started),
             (Stage::Device, self.started, self.interrupted),
-            (Stage::Deliver, self.interrupted, delivered),
-        ];
-        for (stage, from, to) in stages {
-            let nanos = context.clock.delta_as_nanos(from, to);
-            durations.record_for(stage, nanos, self.weight.into());
-        }
+        ]
     }
 }
 

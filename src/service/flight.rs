@@ -106,6 +106,8 @@ pub(super) struct Passage<'a> {
     entry: Entry,
     /// The device itself fetches the program, since that may change itself.
     unfetched: bool,
+    /// The program was fetched here.
+    fetched: bool,
     flight: Lent<'a>,
     /// Guest memory that the program was fetched under: it stays until the program has ended.
     view: Option<Rc<View>>,
@@ -127,6 +129,7 @@ impl<'a> Passage<'a> {
     pub(super) fn of(seat: &'a Seat, class: DeviceClass, request: Request) -> Self {
         let context = &*seat.context;
         context.metrics.counters().starts.add(1);
+        context.plan.activities.of(seat.number).begin(request.submitted);
         // Until its commands are known.
         let kind = Kind { class, operation: Operation::Control };
         let flight = context.flights.borrow_mut().pop().unwrap_or_default();
@@ -135,6 +138,7 @@ impl<'a> Passage<'a> {
             orb: request.orb,
             entry: Entry::Start,
             unfetched: false,
+            fetched: false,
             flight: Lent { context, flight: Some(flight) },
             view: None,
             stamps: Stamps::take(context),
@@ -155,6 +159,7 @@ impl<'a> Passage<'a> {
         };
         let submitted = seat.context.clock.raw();
         let mut passage = Passage::of(seat, class, Request { orb, origin, submitted });
+        seat.context.plan.activities.of(seat.number).was_elsewhere();
         let policy = seat.context.plan.unfetched;
         passage.unfetched =
             !orb.flags().contains(OrbFlags::PREFETCH) && policy == Unfetched::Execute;
@@ -216,6 +221,7 @@ impl<'a> Passage<'a> {
             Entry::Start => program.fetch(&self.orb, &view.map, &seat.rules, hold),
             Entry::Resume => program.refetch(&self.orb, &view.map, &seat.rules, hold),
         }
+        self.fetched = true;
         let Some(shadow) = emit(context, program, slot) else {
             let bytes = program.bytes();
             return self.refused(Refusal::NoShadow { bytes });
@@ -423,7 +429,7 @@ impl<'a> Passage<'a> {
             && self.seat().rules.policy.is_empty();
         if usual {
             self.complete(&irb, outcome(&irb.scsw));
-            self.stamps.record(context, self.accepted.kind, self.request().submitted);
+            self.stamps.record(self.seat(), self.accepted.kind, self.request().submitted);
             return Next::Over;
         }
         self.flight.irb = irb;
@@ -621,6 +627,11 @@ impl<'a> Passage<'a> {
                 Origin::Ring { .. } => self.reports > PROGRESS_REPORTS,
                 Origin::Future { .. } => true,
             };
+        let Accepted { seat, kind, request, .. } = &self.accepted;
+        // One that was not read has another's CCWs in its buffers.
+        let program = self.fetched.then_some(&self.flight.program);
+        let recorder = &seat.context.recorder;
+        recorder.record(seat.number, *kind, request, &self.stamps, program, irb, outcome);
         match untold {
             false => self.accepted.complete(irb, outcome),
             true => {
@@ -643,6 +654,7 @@ impl Accepted<'_> {
         self.completed = true;
         let (seat, context) = (self.seat, &*self.seat.context);
         context.metrics.complete(outcome);
+        context.plan.activities.of(seat.number).end(outcome == Outcome::Ok);
         if outcome == Outcome::UnitCheck {
             context.metrics.unit_check(irb.sense());
         }
@@ -654,7 +666,7 @@ impl Accepted<'_> {
             }
             (origin, _) => {
                 seat.shared.complete(origin, irb);
-                context.record_total(of);
+                context.record_total(seat.number, of);
             }
         }
     }
@@ -676,7 +688,14 @@ impl Accepted<'_> {
     fn lost(&mut self) {
         tracing::error!(subchannel = self.seat.number, "a request was dropped without completion");
         let refusal = Refusal::Device(Errno(libc::EIO));
-        self.complete(&refusal.irb(&self.request.orb), refusal.outcome());
+        let (irb, outcome) = (refusal.irb(&self.request.orb), refusal.outcome());
+        let Context { recorder, clock, .. } = &*self.seat.context;
+        let (number, stamps) = (self.seat.number, Stamps::default());
+        recorder.record(number, self.kind, &self.request, &stamps, None, &irb, outcome);
+        if std::thread::panicking() {
+            recorder.last_words(clock);
+        }
+        self.complete(&irb, outcome);
         debug_assert!(std::thread::panicking(), "a request was dropped without completion");
     }
 }

@@ -28,6 +28,7 @@
 //! | programs that may change themselves | `unfetched.rs` |
 //! | status for what never reached a device | `refusal.rs` |
 
+mod activity;
 mod attach;
 mod builder;
 mod context;
@@ -45,6 +46,7 @@ mod outbox;
 mod pinner;
 mod queue;
 mod quiesce;
+mod recorder;
 pub(crate) mod refusal;
 mod runner;
 pub(crate) mod runtime;
@@ -62,6 +64,7 @@ use parking_lot::{Mutex, RwLock};
 use vfio_ccw_metrics::{Registry, Totals};
 use vfio_ccw_pinning::{GuestMap, Mode, Pool, PoolError, WholeGuest};
 
+pub use activity::SubchannelSeries;
 pub use attach::{DeviceSpec, HostDevice, Interrupts, Model, RemoteSpec};
 pub use builder::{ServiceBuilder, ServiceError};
 pub use delivery::{Completion, Completions, Delivery, Silent, Trigger};
@@ -72,6 +75,7 @@ pub use mode_switch::ModeError;
 pub use options::DeviceOptions;
 pub use pinner::{PinnerChoice, UnknownPinner};
 pub use quiesce::QuiesceError;
+pub use recorder::{FlightRecord, FlightRecorder, FlownCcw};
 pub use runtime::{Driver, DriverChoice, UnknownDriver};
 pub use save::SaveError;
 pub use state::{ServiceState, StartState, StateError, SubchannelState, SuspendedState};
@@ -82,6 +86,7 @@ use crate::backend::kernel::AddressSpace;
 use crate::backend::{Errno, Regions};
 use crate::subchannel::{Interruptions, Parts, Reports, Shared, Subchannel, Table};
 use crate::volume::Workers;
+use activity::Activities;
 use attach::{Attachment, Restoring};
 use memory::Memory;
 use mode_switch::Aside;
@@ -110,6 +115,7 @@ pub struct Service {
     attached: AtomicU32,
     ring_entries: usize,
     table: Arc<Table>,
+    activities: Arc<Activities>,
     interruptions: Arc<Interruptions>,
     reports: Arc<Reports>,
     rest: Mutex<Rest>,
@@ -258,6 +264,7 @@ impl Service {
             has_alerts: host.is_some() || remote.is_some(),
             host: host.map(|(_, regions)| regions),
         });
+        self.activities.attached(number, device.class());
         let share = options.budget.or(self.share);
         let policy = options.policy;
         let (answer, restoring) = mpsc::channel();
@@ -325,6 +332,12 @@ impl Service {
             return Err(AttachError::AttachedBefore);
         }
         Ok(*device.0.schib())
+    }
+
+    /// The last requests of all shards, the oldest first: what the flight recorder has. A shard that does not
+    /// answer within a second is left out.
+    pub fn flights(&self) -> Vec<FlightRecord> {
+        recorder::recall(&self.shards.iter().map(ShardLink::common).collect::<Vec<_>>())
     }
 
     /// A place on a shard: they take turns, unless they are full.

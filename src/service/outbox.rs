@@ -2,10 +2,10 @@
 
 use std::cell::{Cell, RefCell};
 
-use quanta::Clock;
-use vfio_ccw_metrics::{Kind, RECORDING, ShardMetrics, Stage};
+use vfio_ccw_metrics::{Kind, RECORDING, Stage};
 use vfio_ccw_queues::completion::CompletionSender;
 
+use super::context::Context;
 use super::delivery::Completion;
 
 /// Completions that go to the ring together at most; whoever waits for the first of them must not
@@ -39,32 +39,36 @@ impl Outbox {
         &self,
         completion: Completion,
         of: Option<(u64, Kind)>,
-        clock: &Clock,
-        metrics: &ShardMetrics,
+        context: &Context,
     ) -> bool {
         let mut waiting = self.waiting.borrow_mut();
         self.sender.prefetch(waiting.len());
         waiting.push((completion, of));
         if waiting.len() >= TOGETHER {
-            self.publish(&mut waiting, clock, metrics);
+            self.publish(&mut waiting, context);
         }
         !self.fresh.replace(true)
     }
 
     /// Puts what waits into the ring and wakes whoever sleeps over it.
-    pub(super) fn deliver(&self, clock: &Clock, metrics: &ShardMetrics) {
+    pub(super) fn deliver(&self, context: &Context) {
         self.fresh.set(false);
-        self.publish(&mut self.waiting.borrow_mut(), clock, metrics);
+        self.publish(&mut self.waiting.borrow_mut(), context);
         self.sender.notify();
     }
 
-    fn publish(&self, waiting: &mut Vec<Waiting>, clock: &Clock, metrics: &ShardMetrics) {
+    fn publish(&self, waiting: &mut Vec<Waiting>, context: &Context) {
+        let Context { clock, metrics, recorder, .. } = context;
         if RECORDING && !waiting.is_empty() {
             // One stamp for all: they get there together.
             let now = clock.raw();
-            for (submitted, kind) in waiting.iter().filter_map(|(_, of)| *of) {
+            for (completion, of) in waiting.iter() {
+                let Some((submitted, kind)) = *of else { continue };
                 let nanos = clock.delta_as_nanos(submitted, now);
                 metrics.durations(kind).record(Stage::Total, nanos);
+                if nanos >= recorder.slow {
+                    recorder.was_slow(completion.subchannel, submitted, nanos, clock, metrics);
+                }
             }
         }
         let aside = self.sender.push_burst(waiting.drain(..).map(|(completion, _)| completion));

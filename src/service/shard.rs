@@ -8,7 +8,7 @@ use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Weak, mpsc};
 use std::thread::{self, JoinHandle};
 
 use parking_lot::Mutex;
@@ -22,10 +22,12 @@ use crate::subchannel::{Door, MAILBOX, Reports, Shared, Table};
 use crate::translation::{Limits, StorageKeys};
 use crate::volume::{Fixed, Workers};
 
+use super::activity::Activities;
 use super::attach::{Attachment, Interrupts};
 use super::context::Context;
 use super::dispatcher::Dispatcher;
 use super::mode_switch::{Aside, Switch};
+use super::recorder::{FlightRecord, FlightRecorder, Recorder};
 use super::runtime::{Driver, Runtime};
 use super::save::SavedTask;
 use super::unfetched::Unfetched;
@@ -48,6 +50,8 @@ pub(super) struct Plan {
     pub(super) reports: Arc<Reports>,
     /// What the host's devices see memory through.
     pub(super) space: Option<AddressSpace>,
+    pub(super) activities: Arc<Activities>,
+    pub(super) recorder: FlightRecorder,
 }
 
 /// What a service sends to a shard.
@@ -64,6 +68,8 @@ pub(super) enum Mail {
     LetGo,
     /// What do subchannels consist of?
     Save(mpsc::Sender<SavedTask>),
+    /// What were the last requests?
+    Recall(mpsc::Sender<Vec<FlightRecord>>),
 }
 
 /// The service's end of a shard.
@@ -85,6 +91,21 @@ pub(super) struct Common {
     pub(super) restless: AtomicUsize,
     pub(super) ending: AtomicBool,
     ended: AtomicBool,
+}
+
+impl Common {
+    /// Sends something to the shard. `false`: there is no thread any more.
+    pub(super) fn send(&self, mail: Mail) -> bool {
+        let mut mailbox = self.mailbox.lock();
+        // Acquire: pairs with the Release in `Ended::drop`, which empties the box afterwards.
+        if self.ended.load(Ordering::Acquire) {
+            return false;
+        }
+        mailbox.push(mail);
+        drop(mailbox);
+        self.door.doorbell.ring(MAILBOX);
+        true
+    }
 }
 
 /// The layout of guest memory for programs that start now. It does not come by mail: a program that is
@@ -153,7 +174,8 @@ impl ShardLink {
                 let _shown = (shown, mapping);
                 match Runtime::new(plan.driver) {
                     Ok(runtime) => {
-                        runtime.block_on(run(common, plan, layout, arena, metrics, ready))
+                        let recorder = Recorder::new(plan.recorder, index);
+                        runtime.block_on(run(common, plan, layout, arena, metrics, recorder, ready))
                     }
                     // The starter hears of it; if it is gone, nobody wants the shard.
                     Err(error) => drop(ready.send(Err(error))),
@@ -215,16 +237,13 @@ impl ShardLink {
         self.send(Mail::Switch(shared, switch));
     }
 
+    /// What others can ask the shard through, while it is there.
+    pub(super) fn common(&self) -> Weak<Common> {
+        Arc::downgrade(&self.common)
+    }
+
     fn send(&self, mail: Mail) -> bool {
-        let mut mailbox = self.common.mailbox.lock();
-        // Acquire: pairs with the Release in `Ended::drop`, which empties the box afterwards.
-        if self.common.ended.load(Ordering::Acquire) {
-            return false;
-        }
-        mailbox.push(mail);
-        drop(mailbox);
-        self.common.door.doorbell.ring(MAILBOX);
-        true
+        self.common.send(mail)
     }
 
     /// Ends the shard when its last subchannel has left, and waits for that.
@@ -245,7 +264,7 @@ struct Ended(Arc<Common>);
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        // Release: pairs with the Acquire in `ShardLink::send`.
+        // Release: pairs with the Acquire in `Common::send`.
         self.0.ended.store(true, Ordering::Release);
         // Nobody reads what is left: its senders must not wait for an answer.
         let unread = std::mem::take(&mut *self.0.mailbox.lock());
@@ -261,6 +280,7 @@ async fn run(
     layout: Layout,
     arena: Arena,
     metrics: Arc<ShardMetrics>,
+    recorder: Recorder,
     ready: mpsc::SyncSender<io::Result<()>>,
 ) {
     let prepared = (layout.view(&arena).map_err(io::Error::other)).and_then(|view| {
@@ -274,7 +294,7 @@ async fn run(
     if let Some(fixed) = &fixed {
         tokio::task::spawn_local(fixed.clone().drive());
     }
-    let context = Context::new(common, plan, view, arena, fixed, metrics);
+    let context = Context::new(common, plan, view, arena, fixed, metrics, recorder);
     let context = Rc::new(context);
     if ready.send(Ok(())).is_err() {
         return;

@@ -50,6 +50,8 @@ pub(crate) struct Shared {
     submitter: Submitter<Request>,
     /// Starts that found no room in the ring: there were that many cancelled ones in it.
     late: Mutex<Vec<Request>>,
+    /// How many of them there have been.
+    late_ever: AtomicU32,
     delivery: Delivery,
     interruptions: Arc<Interruptions>,
     /// Futures that wait, where there are any.
@@ -126,6 +128,7 @@ impl Shared {
             door,
             submitter,
             late: Mutex::default(),
+            late_ever: AtomicU32::new(0),
             delivery,
             interruptions,
             starts,
@@ -266,6 +269,12 @@ impl Shared {
         &self.door
     }
 
+    /// Requests that were submitted so far, to wrap.
+    pub(crate) fn submitted(&self) -> usize {
+        // Relaxed: a figure.
+        self.submitter.pushed().wrapping_add(self.late_ever.load(Ordering::Relaxed) as usize)
+    }
+
     pub(super) fn ring_entries(&self) -> usize {
         self.submitter.capacity()
     }
@@ -297,6 +306,8 @@ impl Shared {
     #[cold]
     fn push_late(&self, request: Request) {
         self.late.lock().push(request);
+        // Relaxed: a figure.
+        self.late_ever.fetch_add(1, Ordering::Relaxed);
         self.ring();
         self.look_after_push();
     }

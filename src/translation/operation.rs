@@ -4,7 +4,7 @@ use vfio_ccw_metrics::Operation;
 
 use crate::architecture::{CommandClass, command};
 
-use super::program::Program;
+use super::program::{Program, ShadowCcw};
 
 /// CCWs that are looked at: what a program is for is among its first ones.
 const LOOKED_AT: usize = 16;
@@ -26,11 +26,22 @@ impl Program {
     }
 }
 
+impl Program {
+    /// How many CCWs it has, without those at which the channel is made to stop, and command, flags and count
+    /// of each.
+    #[inline]
+    pub(crate) fn commands(&self) -> (usize, impl Iterator<Item = (u8, u8, u16)> + '_) {
+        let short = |ccw: &ShadowCcw| (ccw.command, ccw.flags.bits(), ccw.count);
+        let ccws = self.ccws.iter().filter(|ccw| !ccw.is_stop());
+        (self.ccws.len() - self.stops.len(), ccws.map(short))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::architecture::CcwFlags;
-    use crate::translation::program::{ShadowCcw, Target};
+    use crate::translation::program::Target;
 
     fn operation(commands: &[u8]) -> Operation {
         let ccw = |command: &u8| ShadowCcw {

@@ -337,8 +337,10 @@ fn withdrawn_memory_is_unpinned_and_stays_so() {
     pool.release(&mut idle, Mode::Cached);
     pool.release(&mut busy, Mode::Cached);
 
+    let before = pool.invalidations();
     let guard = pool.withdraw(0x1800, 0x2000, Duration::ZERO).unwrap();
     assert_eq!(guard.frames(), 3, "all that the range touches");
+    assert_eq!(pool.invalidations() - before, 3);
     assert!(model.0.lock().pinned.is_empty());
     want(&mut idle, [0, 2]);
     assert!(poll(&pool, &mut idle).is_pending());

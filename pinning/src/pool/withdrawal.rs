@@ -1,5 +1,6 @@
 //! Memory that goes away: drained of its users, unpinned, and kept from being pinned.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Pool, WithdrawError};
@@ -80,6 +81,8 @@ impl Pool {
                     ledger.line.stand_by(waiting.waker());
                 }
             }
+            // Relaxed: a counter.
+            self.invalidations.fetch_add(claimed.len() as u64, Ordering::Relaxed);
             let result = self.unpin_claimed(&mut claimed, StateWord::withhold);
             withdrawn.frames.append(&mut claimed);
             if let Err(error) = result {

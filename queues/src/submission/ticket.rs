@@ -161,6 +161,12 @@ impl<T> Ring<T> {
         }
     }
 
+    /// The hint: the end of the claims, or some way before it.
+    pub(super) fn hinted(&self) -> usize {
+        // Relaxed: a figure.
+        self.tail.load(Ordering::Relaxed)
+    }
+
     /// How far the consumer's `position` is.
     #[inline(always)]
     pub(super) fn stage(&self, position: usize) -> Stage {
