@@ -34,7 +34,7 @@ const OF_THE_SERVICE: [(&str, &str); 23] = [
     ("vfio_ccw_server_lanes", "gauge"),
     ("vfio_ccw_server_windows", "gauge"),
     ("vfio_ccw_server_window_bytes", "gauge"),
-    ("vfio_ccw_slow_requests_total", "counter"),
+    ("vfio_ccw_pin_failures_total", "counter"),
 ];
 
 /// Every metric with its type.

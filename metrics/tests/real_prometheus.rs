@@ -1,5 +1,6 @@
 //! Prometheus itself scrapes the endpoint: once as text with the classic buckets, once as protobuf with
-//! native histograms. What it answers to queries is held against the samples.
+//! native histograms. What it answers to queries is held against the samples. Its `promtool` checks the
+//! names.
 //!
 //! Runs where there is a `prometheus` in PATH (of version 2.40 or later, for native histograms);
 //! elsewhere it is SKIPPED.
@@ -133,6 +134,28 @@ static FAMILIES: [Family; 1] = [Family {
 
 fn classic_bucket_of(seconds: f64) -> usize {
     PROMETHEUS_BOUNDS_NS.partition_point(|&bound| (bound as f64 / 1e9) < seconds)
+}
+
+#[test]
+fn promtool_has_nothing_to_say_about_the_text() {
+    let mut command = Command::new("promtool");
+    command.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let Ok(mut promtool) = command.stderr(Stdio::piped()).spawn() else {
+        println!("SKIPPED: no promtool in PATH");
+        return;
+    };
+    let registry = Registry::new();
+    let shard = registry.shard("0");
+    DeviceClass::ALL.into_iter().for_each(|class| shard.attached(class));
+    let row = || vec![Row { labels: vec![("subchannel", "0.0.0001".into())], values: vec![1.0] }];
+    registry.rows(&FAMILIES, row).expect("valid");
+    registry.gauge("vfio_ccw_pinned_bytes", "Guest memory pinned now.", || 1.0).expect("valid");
+    let mut stdin = promtool.stdin.take().expect("piped");
+    stdin.write_all(registry.render().as_bytes()).expect("read");
+    drop(stdin);
+    let said = promtool.wait_with_output().expect("our child");
+    let said_all = [said.stdout, said.stderr].concat();
+    assert!(said.status.success() && said_all.is_empty(), "{}", String::from_utf8_lossy(&said_all));
 }
 
 #[test]
