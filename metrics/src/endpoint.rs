@@ -8,36 +8,28 @@
 
 use std::convert::Infallible;
 use std::io::{self, ErrorKind};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use parking_lot::Mutex;
 use thiserror::Error;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::{self, Runtime};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{sleep, timeout};
 
+use self::answer::Answers;
 use crate::registry::Registry;
 
-/// The media type of Prometheus' text format, version 0.0.4.
-const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
-const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
-const HTML: &str = "text/html; charset=utf-8";
-
-const INDEX: &str = "<!doctype html>\n<html lang=\"en\"><title>vfio-ccw</title>\n\
-     <h1>vfio-ccw</h1>\n<p><a href=\"/metrics\">Metrics</a> for Prometheus, \
-     <a href=\"/healthz\">health</a>.</p>\n</html>\n";
+mod accept;
+mod answer;
+mod pages;
+mod scrape;
 
 /// What clients may take.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +45,22 @@ struct Limits {
     header_bytes: usize,
     /// Age up to which a rendered page serves further scrapes.
     page_age: Duration,
+    /// Renderings of the metrics that are in memory at once, since clients have not read them.
+    scrapes_sent: usize,
+    /// Further pages that are made at once.
+    pages_made: usize,
+    /// Further pages that are made or sent at once: what they may hold of memory.
+    pages_sent: usize,
 }
+
+/// Bytes that the kernel keeps for a client that does not read; it takes twice as many for itself.
+const SEND_BUFFER: u32 = 128 << 10;
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 128;
+
+/// How long shutting down waits for pages that are being made.
+const LAST_PAGES: Duration = Duration::from_secs(5);
 
 impl Limits {
     const DEFAULT: Self = Self {
@@ -63,16 +70,22 @@ impl Limits {
         lifetime: Duration::from_secs(15),
         header_bytes: 16 << 10,
         page_age: Duration::from_millis(100),
+        scrapes_sent: 16,
+        pages_made: 2,
+        pages_sent: 8,
     };
 }
 
-/// A running HTTP server for `GET /metrics`, `/healthz` and a small index at `/`.
+/// A running HTTP server for `GET /metrics`, `/healthz`, the [pages](Registry::page) of the registry and
+/// an index of all of them at `/`.
 ///
 /// It stops when dropped.
 ///
 /// A client may hold a connection idle for 5 s and use it for 15 s, 64 connections may be open at
 /// once, a request header may have 16 KiB, and however often `/metrics` is asked for, it is
-/// rendered at most every 100 ms.
+/// rendered at most every 100 ms: as text, or as protobuf with native histograms for who names that in
+/// the header `Accept`. At most 16 renderings are in memory at once. Two further pages may be made at once, and eight made or sent; who
+/// asks for another gets status 503.
 ///
 /// ```
 /// use vfio_ccw_metrics::{Endpoint, Registry};
@@ -108,20 +121,22 @@ impl Endpoint {
         registry: Registry,
         limits: Limits,
     ) -> Result<Self, EndpointError> {
-        let (listener, local_addr) =
-            listen(addr).map_err(|source| EndpointError::from_listen(addr, source))?;
         let start = |source| EndpointError::Start { source };
-        let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(start)?;
-        let listener = {
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(limits.pages_made)
+            .thread_name("ccw-pages")
+            .build()
+            .map_err(start)?;
+        let (listener, local_addr) = {
             let _context = runtime.enter();
-            tokio::net::TcpListener::from_std(listener).map_err(start)?
+            listen(addr).map_err(|source| EndpointError::from_listen(addr, source))?
         };
-        let page =
-            Arc::new(Page { registry, max_age: limits.page_age, rendered: Mutex::default() });
+        let answers = Arc::new(Answers::new(registry, limits));
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::Builder::new()
             .name("ccw-metrics".into())
-            .spawn(move || serve(runtime, listener, page, limits, stopped))
+            .spawn(move || serve(runtime, listener, answers, limits, stopped))
             .map_err(start)?;
         Ok(Self { local_addr, stop: Some(stop), thread: Some(thread) })
     }
@@ -198,8 +213,14 @@ impl EndpointError {
 }
 
 fn listen(addr: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
-    let listener = TcpListener::bind(addr)?;
-    listener.set_nonblocking(true)?;
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // Without it a port stays taken for a minute after its last connection.
+    socket.set_reuseaddr(true)?;
+    // Connections take it over from the socket that listens. Left to itself the kernel would let a
+    // client that does not read have some MiB of its memory.
+    socket.set_send_buffer_size(SEND_BUFFER)?;
+    socket.bind(addr)?;
+    let listener = socket.listen(BACKLOG)?;
     let local_addr = listener.local_addr()?;
     Ok((listener, local_addr))
 }
@@ -207,27 +228,28 @@ fn listen(addr: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
 /// Runs the server until the other end of `stopped` is dropped.
 fn serve(
     runtime: Runtime,
-    listener: tokio::net::TcpListener,
-    page: Arc<Page>,
+    listener: TcpListener,
+    answers: Arc<Answers>,
     limits: Limits,
     stopped: oneshot::Receiver<Infallible>,
 ) {
     runtime.block_on(async {
-        tokio::spawn(accept(listener, page, limits));
+        tokio::spawn(accept(listener, answers, limits));
         let Err(_sender_dropped) = stopped.await;
     });
-    // Dropping the runtime drops its tasks, and with them the listener and every connection.
+    // Ending the runtime drops its tasks, and with them the listener and every connection.
+    runtime.shutdown_timeout(LAST_PAGES);
 }
 
-async fn accept(listener: tokio::net::TcpListener, page: Arc<Page>, limits: Limits) {
+async fn accept(listener: TcpListener, answers: Arc<Answers>, limits: Limits) {
     let room = Arc::new(Semaphore::new(limits.connections));
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
                 if let Ok(seat) = Arc::clone(&room).try_acquire_owned() {
-                    let page = Arc::clone(&page);
+                    let answers = Arc::clone(&answers);
                     tokio::spawn(async move {
-                        converse(stream, &page, limits).await;
+                        converse(stream, &answers, limits).await;
                         drop(seat);
                     });
                 } else {
@@ -245,8 +267,8 @@ async fn accept(listener: tokio::net::TcpListener, page: Arc<Page>, limits: Limi
 }
 
 /// Serves one connection to its end.
-async fn converse(stream: TcpStream, page: &Page, limits: Limits) {
-    let answer = service_fn(async |request| Ok::<_, Infallible>(respond(&request, page)));
+async fn converse(stream: TcpStream, answers: &Answers, limits: Limits) {
+    let answer = service_fn(async |request| Ok::<_, Infallible>(answers.answer(&request).await));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         // hyper starts this clock as soon as it is ready for a request, so it also limits the time
@@ -267,58 +289,6 @@ async fn converse(stream: TcpStream, page: &Page, limits: Limits) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "metrics connection ended early"),
         Err(_elapsed) => tracing::debug!("metrics connection cut: the client does not read"),
-    }
-}
-
-fn respond(request: &Request<Incoming>, page: &Page) -> Response<Full<Bytes>> {
-    // hyper leaves the body out of the answer to HEAD.
-    let read_only = matches!(*request.method(), Method::GET | Method::HEAD);
-    let (status, media_type, body) = match request.uri().path() {
-        "/" | "/healthz" | "/metrics" if !read_only => (
-            StatusCode::METHOD_NOT_ALLOWED,
-            PLAIN_TEXT,
-            Bytes::from_static(b"only GET and HEAD are served here\n"),
-        ),
-        "/" => (StatusCode::OK, HTML, Bytes::from_static(INDEX.as_bytes())),
-        "/healthz" => (StatusCode::OK, PLAIN_TEXT, Bytes::from_static(b"ok\n")),
-        "/metrics" => (StatusCode::OK, PROMETHEUS_TEXT, page.at(Instant::now())),
-        _ => (
-            StatusCode::NOT_FOUND,
-            PLAIN_TEXT,
-            Bytes::from_static(b"not found; there is /metrics, /healthz and /\n"),
-        ),
-    };
-    let mut response = Response::new(Full::new(body));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if status == StatusCode::METHOD_NOT_ALLOWED {
-        headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-    }
-    response
-}
-
-/// The rendered metrics, kept for a moment so that a flood of scrapes costs one rendering.
-#[derive(Debug)]
-struct Page {
-    registry: Registry,
-    max_age: Duration,
-    rendered: Mutex<Option<(Instant, Bytes)>>,
-}
-
-impl Page {
-    /// The page as of `now`, or of at most `max_age` before.
-    fn at(&self, now: Instant) -> Bytes {
-        let mut rendered = self.rendered.lock();
-        if let Some((since, page)) = &*rendered
-            && now.saturating_duration_since(*since) < self.max_age
-        {
-            return page.clone();
-        }
-        let page = Bytes::from(self.registry.render());
-        *rendered = Some((now, page.clone()));
-        page
     }
 }
 

@@ -12,13 +12,14 @@ use crate::totals::Totals;
 /// The name of the histogram of stage durations.
 pub(crate) const STAGE_DURATION: &str = "vfio_ccw_stage_duration_seconds";
 
-const STAGE_DURATION_HELP: &str = "Time that requests spent in each stage. A sample counts for a \
+pub(crate) const STAGE_DURATION_HELP: &str = "Time that requests spent in each stage. A sample counts for a \
      bound when its histogram bucket, at most 3.2 % wide, lies wholly at or below it.";
 
 /// The name of the times of waiting.
 pub(crate) const WAIT: &str = "vfio_ccw_wait_seconds_total";
 
-const WAIT_HELP: &str = "Time that shards without work spent waiting for some, by how they waited.";
+pub(crate) const WAIT_HELP: &str =
+    "Time that shards without work spent waiting for some, by how they waited.";
 
 /// The bounds of the buckets that Prometheus sees: 250 ns to 10 s in steps of 1, 2.5 and 5.
 ///

@@ -9,7 +9,7 @@
 //!                                                   ▼ read at scrape only
 //!                      gauges sampled ──►  Registry  ──► Totals   (reports)
 //!                                             │
-//!                                             └────────► text     (Endpoint, GET /metrics)
+//!                                             └────────► text, or protobuf (Endpoint, GET /metrics)
 //! ```
 //!
 //! The I/O path never touches a shared counter, a lock, a map or an allocator: a sample is a load
@@ -27,6 +27,8 @@
 //!   [`SharedCounter::add`] compile to nothing and [`RECORDING`] is `false`, so that a caller can
 //!   leave out the clock reads too. Everything else stays, and reads as zero.
 //! - `endpoint` (default): the HTTP server, `Endpoint`.
+//! - `protobuf` (default, part of `endpoint`): Prometheus' protobuf format with native histograms,
+//!   `Registry::render_protobuf`.
 //!
 //! # Example
 //!
@@ -63,6 +65,11 @@ mod counter;
 mod endpoint;
 mod exposition;
 mod histogram;
+#[cfg(feature = "protobuf")]
+mod native;
+mod page;
+#[cfg(feature = "protobuf")]
+mod protobuf;
 mod registry;
 mod rows;
 mod sense;
@@ -76,6 +83,7 @@ pub use counter::{Counter, SharedCounter};
 pub use endpoint::{Endpoint, EndpointError};
 pub use exposition::PROMETHEUS_BOUNDS_NS;
 pub use histogram::{Histogram, LIMIT_NS};
+pub use page::{Page, PageError, PageFormat};
 pub use registry::{Registry, SeriesError};
 pub use rows::{Family, FamilyKind, Row};
 pub use sense::SenseClass;
@@ -90,3 +98,8 @@ pub use totals::Totals;
 ///
 /// A constant, so `if RECORDING { … }` around a clock read costs nothing either way.
 pub const RECORDING: bool = cfg!(feature = "record");
+
+/// The Rust in the document of all metrics.
+#[cfg(all(doctest, feature = "endpoint"))]
+#[doc = include_str!("../../docs/METRICS.md")]
+mod document {}

@@ -8,18 +8,19 @@ use parking_lot::Mutex;
 use thiserror::Error;
 
 use crate::exposition::{STAGE_DURATION, WAIT, write_stage_durations, write_waits};
+use crate::page::{Page, PageError, PageSource, check_path};
 use crate::rows::{Family, FamilyKind, Row, Rows, write_rows};
 use crate::sense::SenseClass;
 use crate::shard::{CounterKind, Outcome, ShardMetrics};
 use crate::totals::Totals;
 
-const COMPLETIONS: &str = "vfio_ccw_completions_total";
-const COMPLETIONS_HELP: &str = "Requests that ended, by outcome.";
-const UNIT_CHECKS: &str = "vfio_ccw_unit_checks_total";
-const UNIT_CHECKS_HELP: &str =
+pub(crate) const COMPLETIONS: &str = "vfio_ccw_completions_total";
+pub(crate) const COMPLETIONS_HELP: &str = "Requests that ended, by outcome.";
+pub(crate) const UNIT_CHECKS: &str = "vfio_ccw_unit_checks_total";
+pub(crate) const UNIT_CHECKS_HELP: &str =
     "Requests that ended with unit check, by the class of their sense data.";
-const BUILD_INFO: &str = "vfio_ccw_build_info";
-const BUILD_INFO_HELP: &str = "Always 1; the label tells the version that runs.";
+pub(crate) const BUILD_INFO: &str = "vfio_ccw_build_info";
+pub(crate) const BUILD_INFO_HELP: &str = "Always 1; the label tells the version that runs.";
 
 static METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, None);
 
@@ -44,6 +45,7 @@ struct Inner {
     unit_checks: [metrics::Counter; SenseClass::COUNT],
     rows: Mutex<Vec<Rows>>,
     gauges: Mutex<Vec<SampledGauge>>,
+    pages: Mutex<Vec<PageSource>>,
     shards: Mutex<Shards>,
 }
 
@@ -55,8 +57,10 @@ struct Shards {
 }
 
 #[derive(Clone)]
-struct SampledGauge {
-    key: Key,
+pub(crate) struct SampledGauge {
+    pub(crate) key: Key,
+    /// What the first gauge of the name said.
+    pub(crate) help: Arc<str>,
     gauge: metrics::Gauge,
     sample: Arc<dyn Fn() -> f64 + Send + Sync>,
 }
@@ -96,6 +100,7 @@ impl Registry {
                 unit_checks,
                 rows: Mutex::default(),
                 gauges: Mutex::default(),
+                pages: Mutex::default(),
                 shards: Mutex::default(),
             }),
         }
@@ -141,7 +146,7 @@ impl Registry {
     pub fn gauge_with(
         &self,
         name: &str,
-        help: &str,
+        help_text: &str,
         labels: &[(&str, &str)],
         sample: impl Fn() -> f64 + Send + Sync + 'static,
     ) -> Result<(), SeriesError> {
@@ -155,10 +160,12 @@ impl Registry {
 
         let mut gauges = self.inner.gauges.lock();
         let recorder = &self.inner.recorder;
-        recorder.describe_gauge(KeyName::from(name.to_owned()), None, help.to_owned().into());
+        recorder.describe_gauge(KeyName::from(name.to_owned()), None, help_text.to_owned().into());
         let gauge = recorder.register_gauge(&key, &METADATA);
+        let help = gauges.iter().find(|known| known.key.name() == name);
+        let help = help.map_or_else(|| Arc::from(help_text), |known| Arc::clone(&known.help));
         gauges.retain(|known| known.key != key);
-        gauges.push(SampledGauge { key, gauge, sample: Arc::new(sample) });
+        gauges.push(SampledGauge { key, help, gauge, sample: Arc::new(sample) });
         Ok(())
     }
 
@@ -181,6 +188,55 @@ impl Registry {
         rows.retain(|known| known.families != families);
         rows.push(Rows { families, collect: Arc::new(collect) });
         Ok(())
+    }
+
+    /// Adds a page to the endpoint, at `path`. The endpoint's index says `what` is there. The same path
+    /// again replaces the earlier page.
+    ///
+    /// `render` is given the query: what follows the question mark in the request, as the client sent it
+    /// (at most 16 KiB, nothing decoded), or nothing. An error is what is wrong with the query, and
+    /// becomes status 400. A page longer than [`Page::LIMIT`] and a panic become status 500.
+    ///
+    /// `render` runs on threads of the endpoint's own, at most two at once, and may block and take a
+    /// second; `/metrics` is served meanwhile. It lives as long as the registry, so it should hold what it
+    /// asks by `Weak`.
+    ///
+    /// ```
+    /// use vfio_ccw_metrics::{Page, Registry};
+    ///
+    /// let registry = Registry::new();
+    /// registry.page("/requests", "the last requests", |query| match query {
+    ///     "" => Ok(Page::text("none yet\n")),
+    ///     "format=json" => Ok(Page::json("[]\n")),
+    ///     other => Err(format!("{other:?} is not known; there is format=json\n")),
+    /// })?;
+    /// # Ok::<(), vfio_ccw_metrics::PageError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`PageError`] if `path` is one of the endpoint's own, or has characters that would need escaping.
+    pub fn page(
+        &self,
+        path: &'static str,
+        what: &'static str,
+        render: impl Fn(&str) -> Result<Page, String> + Send + Sync + 'static,
+    ) -> Result<(), PageError> {
+        check_path(path)?;
+        let mut pages = self.inner.pages.lock();
+        pages.retain(|known| known.path != path);
+        pages.push(PageSource { path, what, render: Arc::new(render) });
+        Ok(())
+    }
+
+    #[cfg(feature = "endpoint")]
+    pub(crate) fn pages(&self) -> Vec<PageSource> {
+        self.inner.pages.lock().clone()
+    }
+
+    #[cfg(feature = "endpoint")]
+    pub(crate) fn page_at(&self, path: &str) -> Option<PageSource> {
+        self.inner.pages.lock().iter().find(|page| page.path == path).cloned()
     }
 
     /// The sum over all shards, those that ended included.
@@ -206,7 +262,7 @@ impl Registry {
     /// Everything in Prometheus' text format, version 0.0.4.
     #[must_use]
     pub fn render(&self) -> String {
-        let totals = self.snapshot();
+        let Reading { totals, gauges, rows } = self.read();
         for (kind, counter) in CounterKind::ALL.into_iter().zip(&self.inner.counters) {
             counter.absolute(totals.counter(kind));
         }
@@ -216,21 +272,51 @@ impl Registry {
         for (sense, counter) in SenseClass::ALL.into_iter().zip(&self.inner.unit_checks) {
             counter.absolute(totals.unit_checks(sense));
         }
-        // A copy, so that a sampling function may use the registry itself.
-        let gauges = self.inner.gauges.lock().clone();
-        for SampledGauge { gauge, sample, .. } in gauges {
-            gauge.set(sample());
+        for (SampledGauge { gauge, .. }, value) in gauges {
+            gauge.set(value);
         }
-        let rows = self.inner.rows.lock().clone();
         let mut text = self.inner.exporter.render();
         let written = rows
             .iter()
-            .try_for_each(|rows| write_rows(rows.families, &(rows.collect)(), &mut text))
+            .try_for_each(|(families, rows)| write_rows(families, rows, &mut text))
             .and_then(|()| write_waits(&totals, &mut text))
             .and_then(|()| write_stage_durations(&totals, &mut text));
         written.expect("writing to a String cannot fail");
         text
     }
+
+    /// Everything in Prometheus' protobuf format: messages `io.prometheus.client.MetricFamily`, each
+    /// after its length.
+    ///
+    /// Stage durations have native histograms beside the buckets that the text has.
+    #[cfg(feature = "protobuf")]
+    #[must_use]
+    pub fn render_protobuf(&self) -> Vec<u8> {
+        crate::protobuf::encode(&self.read())
+    }
+
+    /// Asks everybody.
+    fn read(&self) -> Reading {
+        let totals = self.snapshot();
+        // Copies, so that the functions may use the registry itself.
+        let gauges = self.inner.gauges.lock().clone();
+        let gauges = gauges.into_iter().map(|gauge| {
+            let value = (gauge.sample)();
+            (gauge, value)
+        });
+        let gauges = gauges.collect();
+        let rows = self.inner.rows.lock().clone();
+        let rows = rows.iter().map(|rows| (rows.families, (rows.collect)())).collect();
+        Reading { totals, gauges, rows }
+    }
+}
+
+/// What everybody said at one moment: what both formats are made from.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    pub(crate) totals: Totals,
+    pub(crate) gauges: Vec<(SampledGauge, f64)>,
+    pub(crate) rows: Vec<(&'static [Family], Vec<Row>)>,
 }
 
 impl Default for Registry {

@@ -113,6 +113,12 @@ impl Snapshot {
         Self { buckets, sum_ns: self.sum_ns.saturating_sub(earlier.sum_ns), max_ns }
     }
 
+    /// How many samples each bucket has.
+    #[cfg(feature = "protobuf")]
+    pub(crate) fn buckets(&self) -> &[u64; BUCKETS] {
+        &self.buckets
+    }
+
     /// Writes the summary under `name`: a thousand buckets would drown every log line.
     pub(crate) fn fmt_as(&self, name: &str, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct(name)

@@ -5,8 +5,13 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::mpsc;
+use std::time::Instant;
 
+use super::accept::Format;
+use super::scrape::Scrape;
 use super::*;
+use crate::page::Page;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -17,8 +22,12 @@ const NEVER: Duration = Duration::from_secs(3600);
 const GENEROUS: Limits = Limits { header_read: NEVER, lifetime: NEVER, ..Limits::DEFAULT };
 
 fn endpoint(limits: Limits) -> Endpoint {
+    serving(&Registry::new(), limits)
+}
+
+fn serving(registry: &Registry, limits: Limits) -> Endpoint {
     let addr = SocketAddr::from(([127, 0, 0, 1], 0));
-    Endpoint::bind_with(addr, Registry::new(), limits).expect("a free port")
+    Endpoint::bind_with(addr, registry.clone(), limits).expect("a free port")
 }
 
 fn connect(endpoint: &Endpoint) -> TcpStream {
@@ -239,14 +248,286 @@ fn a_page_is_rendered_again_only_when_it_is_old() {
     let sample = move || count.fetch_add(1, Ordering::Relaxed) as f64;
     registry.gauge("vfio_ccw_renderings", "Renderings.", sample).expect("valid");
     let max_age = Duration::from_millis(100);
-    let page = Page { registry, max_age, rendered: Mutex::default() };
+    let page = Scrape::new(registry, max_age, 2);
 
     let start = Instant::now();
     for age_ms in [0, 1, 50, 99] {
-        page.at(start + Duration::from_millis(age_ms));
+        page.at(Format::Text, start + Duration::from_millis(age_ms));
     }
     assert_eq!(renderings.load(Ordering::Relaxed), 1);
-    let later = page.at(start + max_age);
+    let later = page.at(Format::Text, start + max_age).expect("room");
     assert_eq!(renderings.load(Ordering::Relaxed), 2);
     assert!(String::from_utf8_lossy(&later).contains("vfio_ccw_renderings 1\n"));
+    let protobuf = page.at(Format::Protobuf, start + max_age).expect("room");
+    assert_ne!(protobuf, later);
+
+    // Both are still being read, so there is no room for a third.
+    let much_later = start + 2 * max_age;
+    assert_eq!(page.at(Format::Text, much_later), None);
+    assert_eq!(renderings.load(Ordering::Relaxed), 3);
+    drop(later);
+    assert!(page.at(Format::Text, much_later).is_some());
+    assert!(
+        page.at(Format::Protobuf, start + max_age + max_age / 2).is_some_and(|p| p == protobuf)
+    );
+}
+
+#[test]
+fn pages_are_listed_served_and_replaced() {
+    let registry = Registry::new();
+    let endpoint = serving(&registry, GENEROUS);
+    assert!(fetch(&endpoint, "GET", "/requests").starts_with("HTTP/1.1 404 "));
+    registry
+        .page("/requests", "the last <1000> requests", |_| Ok(Page::text("old")))
+        .expect("valid");
+    let page = |query: &str| match query {
+        "no" => Err("no such query\n".to_owned()),
+        query => Ok(Page::json(format!("[{query:?}]"))),
+    };
+    registry.page("/requests", "the last <100> requests", page).expect("valid");
+
+    let index = fetch(&endpoint, "GET", "/");
+    assert!(index.contains("<a href=\"/requests\">/requests</a>: the last &lt;100> requests"));
+    assert!(!index.contains("1000"));
+    let answer = fetch(&endpoint, "GET", "/requests");
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\n[\"\"]"), "{answer}");
+    assert!(answer.contains("content-type: application/json\r\n"), "{answer}");
+    assert!(fetch(&endpoint, "GET", "/requests?a=%20b").ends_with("\r\n\r\n[\"a=%20b\"]"));
+    let answer = fetch(&endpoint, "GET", "/requests?no");
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.ends_with("no such query\n"), "{answer}");
+    assert!(fetch(&endpoint, "HEAD", "/requests").ends_with("\r\n\r\n"));
+    assert!(fetch(&endpoint, "POST", "/requests").starts_with("HTTP/1.1 405 "));
+    assert!(fetch(&endpoint, "GET", "/requests/").starts_with("HTTP/1.1 404 "));
+}
+
+#[test]
+fn a_page_that_takes_long_holds_up_nothing_but_its_like() {
+    let registry = Registry::new();
+    let (enter, entered) = mpsc::channel();
+    let (leave, left) = mpsc::channel::<()>();
+    let left = parking_lot::Mutex::new(left);
+    let slow = move |_: &str| {
+        enter.send(()).expect("the test waits");
+        left.lock().recv().expect("the test says when");
+        Ok(Page::text("at last"))
+    };
+    registry.page("/slow", "takes long", slow).expect("valid");
+    let endpoint = serving(&registry, GENEROUS);
+    std::thread::scope(|scope| {
+        let readers = [(); 2].map(|()| scope.spawn(|| fetch(&endpoint, "GET", "/slow")));
+        for _ in 0..2 {
+            entered.recv_timeout(PATIENCE).expect("both are being made");
+        }
+        let third = fetch(&endpoint, "GET", "/slow");
+        assert!(
+            third.starts_with("HTTP/1.1 503 ") && third.contains("retry-after: 1\r\n"),
+            "{third}"
+        );
+        assert!(fetch(&endpoint, "GET", "/metrics").starts_with("HTTP/1.1 200 "));
+        leave.send(()).expect("wanted");
+        leave.send(()).expect("wanted");
+        for reader in readers {
+            assert!(reader.join().expect("no panic").ends_with("at last"));
+        }
+    });
+}
+
+#[test]
+fn pages_that_are_not_read_take_no_more_memory_than_their_limit() {
+    let registry = Registry::new();
+    registry.page("/long", "long", |_| Ok(Page::text("x".repeat(Page::LIMIT)))).expect("valid");
+    registry
+        .page("/longer", "too long", |_| Ok(Page::text("x".repeat(Page::LIMIT + 1))))
+        .expect("valid");
+    let limits = Limits { pages_made: 1, pages_sent: 2, ..GENEROUS };
+    let endpoint = serving(&registry, limits);
+    let ask = || {
+        let mut stream = connect(&endpoint);
+        stream.write_all(b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n").expect("accepted");
+        let mut first = [0; 12];
+        stream.read_exact(&mut first).expect("an answer");
+        (first, stream)
+    };
+    // Each page is longer than what the socket's buffers take.
+    let stuck = [ask(), ask()];
+    assert!(stuck.iter().all(|(first, _)| first == b"HTTP/1.1 200"));
+    assert_eq!(&ask().0, b"HTTP/1.1 503");
+    assert!(fetch(&endpoint, "GET", "/metrics").starts_with("HTTP/1.1 200 "));
+    drop(stuck);
+    let give_up = Instant::now() + PATIENCE;
+    while ask().0 != *b"HTTP/1.1 200" {
+        assert!(Instant::now() < give_up, "the places are never given away again");
+        std::thread::yield_now();
+    }
+    assert!(fetch(&endpoint, "GET", "/longer").starts_with("HTTP/1.1 500 "));
+}
+
+#[test]
+fn a_page_that_panics_fails_alone() {
+    let registry = Registry::new();
+    registry.page("/broken", "broken", |_| panic!("a page that is broken")).expect("valid");
+    let endpoint = serving(&registry, GENEROUS);
+    for _ in 0..3 {
+        assert!(fetch(&endpoint, "GET", "/broken").starts_with("HTTP/1.1 500 "));
+    }
+    assert!(fetch(&endpoint, "GET", "/healthz").starts_with("HTTP/1.1 200 "));
+}
+
+#[test]
+fn who_asks_for_protobuf_gets_it() {
+    let registry = Registry::new();
+    let endpoint = serving(&registry, GENEROUS);
+    let mut stream = connect(&endpoint);
+    let request = "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+         Accept: application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;\
+         encoding=delimited,text/plain;version=0.0.4;q=0.3\r\n\r\n";
+    stream.write_all(request.as_bytes()).expect("accepted");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("an answer and the end");
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n").expect("a header") + 4;
+    let header = String::from_utf8_lossy(&answer[..end]);
+    assert!(header.starts_with("HTTP/1.1 200 "), "{header}");
+    assert!(header.contains(
+        "content-type: application/vnd.google.protobuf; \
+         proto=io.prometheus.client.MetricFamily; encoding=delimited\r\n"
+    ));
+    assert!(header.contains("vary: Accept\r\n"), "{header}");
+    assert_eq!(answer[end..], registry.render_protobuf());
+}
+
+#[test]
+fn a_client_of_http_1_0_is_served_and_left() {
+    let answer = exchange(&endpoint(GENEROUS), "GET /metrics HTTP/1.0\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.0 200 OK\r\n"), "{answer}");
+    assert!(answer.contains("content-length: ") && !answer.contains("chunked"), "{answer}");
+    assert!(answer.ends_with('\n') && answer.contains("\n# TYPE vfio_ccw_starts_total counter\n"));
+}
+
+#[test]
+fn requests_sent_at_once_are_answered_in_their_order() {
+    let registry = Registry::new();
+    registry.page("/a", "a", |_| Ok(Page::text("page a"))).expect("valid");
+    let paths = ["/healthz", "/a", "/nowhere", "/metrics", "/healthz"];
+    let mut requests: String =
+        paths.iter().map(|path| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")).collect();
+    requests.push_str("GET /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let answer = exchange(&serving(&registry, GENEROUS), &requests);
+    let bodies = ["ok\n", "page a", "not found", "# HELP", "ok\n", "page a"];
+    let answers: Vec<_> = answer.split("HTTP/1.1 ").skip(1).collect();
+    assert_eq!(answers.len(), bodies.len(), "{answer}");
+    for (answer, body) in answers.iter().zip(bodies) {
+        let (_, is) = answer.split_once("\r\n\r\n").expect("a header");
+        assert!(is.starts_with(body), "{answer}");
+    }
+}
+
+#[test]
+fn bad_targets_are_client_errors() {
+    let endpoint = endpoint(GENEROUS);
+    let long = format!("/{}", "a".repeat(8 << 10));
+    for path in ["/%00", "/metrics%2f", "/.", "/metrics;x", "/Metrics", "*", "nowhere", &long] {
+        let answer = fetch(&endpoint, "GET", path);
+        assert!(answer.starts_with("HTTP/1.1 40"), "{path}: {answer}");
+    }
+    assert!(fetch(&endpoint, "GET", "/healthz").starts_with("HTTP/1.1 200 "));
+}
+
+#[test]
+fn an_accept_header_of_any_size_ends_in_text_or_a_clean_error() {
+    let endpoint = endpoint(GENEROUS);
+    let ask = |accept: &str| {
+        let mut stream = connect(&endpoint);
+        // As with any huge header: the rest of the request or the answer may get lost in a reset.
+        let _ = write!(
+            stream,
+            "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAccept: {accept}\r\n\r\n"
+        );
+        let mut answer = Vec::new();
+        let end = stream.read_to_end(&mut answer).map_err(|error| error.kind());
+        assert!(matches!(end, Ok(_) | Err(ErrorKind::ConnectionReset)), "{end:?}");
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    for unit in ["a/b,", ";q=1,", "\"\\", "*/*;q=0.1,", ",", "application/vnd.google.protobuf,"] {
+        let answer = ask(&unit.repeat((15 << 10) / unit.len()));
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{unit}");
+        assert!(answer.contains("content-type: text/plain; version=0.0.4"), "{unit}");
+        let answer = ask(&unit.repeat((16 << 10) / unit.len() + 1));
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431 "), "{unit}: {answer}");
+    }
+    let many = "x: y\r\n".repeat(1000);
+    let answer = exchange(&endpoint, &format!("GET / HTTP/1.1\r\n{many}\r\n"));
+    assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+    assert!(fetch(&endpoint, "GET", "/healthz").starts_with("HTTP/1.1 200 "));
+}
+
+#[test]
+fn a_body_that_nobody_asked_for_is_not_read() {
+    let endpoint = endpoint(GENEROUS);
+    let mut stream = connect(&endpoint);
+    stream
+        .write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n")
+        .expect("accepted");
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).expect("an answer before the body");
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    // The server closes rather than read a gigabyte.
+    let failed = loop {
+        if let Err(error) = stream.write_all(&[b'x'; 4096]) {
+            break error.kind();
+        }
+    };
+    assert!(matches!(failed, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{failed:?}");
+}
+
+#[test]
+fn a_thousand_connections_and_stuck_scrapers_do_not_disturb_who_records() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    let registry = Registry::new();
+    let limits = Limits { scrapes_sent: 2, page_age: Duration::ZERO, ..GENEROUS };
+    let endpoint = serving(&registry, limits);
+    let shard = registry.shard("0");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let recording = scope.spawn(|| {
+            let mut samples = 0_u64;
+            while !stop.load(Ordering::Relaxed) {
+                shard.counters().starts.add(1);
+                samples += 1;
+            }
+            samples
+        });
+        let starts = || registry.snapshot().counter(crate::CounterKind::Starts);
+        let goes_on = || {
+            let before = starts();
+            let give_up = Instant::now() + PATIENCE;
+            while crate::RECORDING && starts() == before {
+                assert!(Instant::now() < give_up, "nothing is recorded any more");
+                std::thread::yield_now();
+            }
+        };
+
+        let mut seated: Vec<_> = (0..limits.connections).map(|_| connect(&endpoint)).collect();
+        assert!(seated.iter_mut().all(health_check));
+        // Without reading the answers.
+        for stream in &mut seated {
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").expect("accepted");
+        }
+        goes_on();
+        // By the hundred: a test may have 1,024 files open, and each end is one.
+        for _ in 0..10 {
+            let mut away: Vec<_> = (0..100).map(|_| connect(&endpoint)).collect();
+            away.iter_mut().for_each(wait_until_closed);
+            goes_on();
+        }
+        // They get their answers all the same.
+        for stream in &mut seated {
+            let mut first = [0; 9];
+            stream.read_exact(&mut first).expect("an answer");
+            assert_eq!(&first, b"HTTP/1.1 ");
+        }
+        stop.store(true, Ordering::Relaxed);
+        let samples = recording.join().expect("no panic");
+        assert_eq!(starts(), samples * u64::from(crate::RECORDING));
+    });
 }
