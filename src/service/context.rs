@@ -343,9 +343,15 @@ impl Context {
     /// Records how long the request of subchannel `number` took that is over now.
     #[inline]
     pub(super) fn record_total(&self, number: u32, ended: Ended) {
-        if RECORDING {
-            self.took(number, ended, self.clock.raw());
-        }
+        self.took(number, ended, self.now());
+    }
+
+    /// The time, as a raw clock value.
+    #[inline]
+    pub(super) fn now(&self) -> u64 {
+        let now = self.clock.raw();
+        self.lately.set(now);
+        now
     }
 
     /// A request was over at `now`, a raw clock value.
@@ -500,12 +506,7 @@ impl Stamps {
     /// The time, if the request is timed.
     #[inline]
     pub(super) fn now(&self, context: &Context) -> u64 {
-        if self.weight == 0 {
-            return 0;
-        }
-        let now = context.clock.raw();
-        context.lately.set(now);
-        now
+        if self.weight > 0 { context.now() } else { 0 }
     }
 
     /// Requests that its time stands for; 0: it is not timed.

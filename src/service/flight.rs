@@ -92,6 +92,7 @@ impl Drop for Lent<'_> {
 /// A request that was accepted and must be completed exactly once.
 struct Accepted<'a> {
     seat: &'a Seat,
+    /// What it does is found out where it is timed.
     kind: Kind,
     /// Requests that its time stands for.
     weight: u32,
@@ -229,7 +230,9 @@ impl<'a> Passage<'a> {
             let bytes = program.bytes();
             return self.refused(Refusal::NoShadow { bytes });
         };
-        self.accepted.kind.operation = program.operation();
+        if self.accepted.weight > 0 {
+            self.accepted.kind.operation = program.operation();
+        }
         self.stamps.translated = self.stamps.now(context);
 
         let is_covered = (seat.pinning.borrow().whole_guest.as_ref())
@@ -419,7 +422,7 @@ impl<'a> Passage<'a> {
             context.metrics.counters().read_bytes.add(read);
             context.metrics.counters().written_bytes.add(written);
         }
-        if self.unfetched {
+        if self.unfetched && self.accepted.weight > 0 {
             self.accepted.kind.operation = Operation::of_bytes(read, written);
         }
         let irb = match backend.irb() {
@@ -623,11 +626,15 @@ impl<'a> Passage<'a> {
 
     /// The flight recorder hears of it.
     fn record(&self, irb: &IrbHead, outcome: Outcome) {
-        let Accepted { seat, kind, request, .. } = &self.accepted;
+        let Accepted { seat, request, .. } = &self.accepted;
+        let mut kind = self.accepted.kind;
         // One that was not read has another's CCWs in its buffers.
         let program = self.fetched.then_some(&self.flight.program);
+        if let Some(program) = program {
+            kind.operation = program.operation();
+        }
         let recorder = &seat.context.recorder;
-        recorder.record(seat.number, *kind, request, &self.stamps, program, irb, outcome);
+        recorder.record(seat.number, kind, request, &self.stamps, program, irb, outcome);
     }
 
     /// The end is delivered, as the IRB has it.
@@ -639,14 +646,8 @@ impl<'a> Passage<'a> {
                 Origin::Ring { .. } => self.reports > PROGRESS_REPORTS,
                 Origin::Future { .. } => true,
             };
-        let Context { recorder, lately, .. } = &*self.seat().context;
         // Of a busy shard's requests those that are timed, and those that somebody may ask for.
-        let submitted = self.request().submitted;
-        if RECORDING
-            && (self.accepted.weight > 0
-                || outcome != Outcome::Ok
-                || recorder.is_slow(submitted, lately.get()))
-        {
+        if RECORDING && (outcome != Outcome::Ok || self.accepted.is_watched()) {
             self.record(irb, outcome);
         }
         match untold {
@@ -666,6 +667,13 @@ fn program_controlled() -> Scsw {
 }
 
 impl Accepted<'_> {
+    /// Whether somebody wants to know its time: it is timed, or it is slow by the clock's last reading.
+    #[inline(always)]
+    fn is_watched(&self) -> bool {
+        let Context { recorder, lately, .. } = &*self.seat.context;
+        RECORDING && (self.weight > 0 || recorder.is_slow(self.request.submitted, lately.get()))
+    }
+
     #[inline(always)]
     fn complete(&mut self, irb: &IrbHead, outcome: Outcome) {
         self.completed = true;
@@ -676,15 +684,17 @@ impl Accepted<'_> {
             context.metrics.unit_check(irb.sense());
         }
         let (submitted, kind) = (self.request.submitted, self.kind);
-        let of = Ended { submitted, kind, weight: self.weight };
+        let of = self.is_watched().then_some(Ended { submitted, kind, weight: self.weight });
         match (self.request.origin, &seat.outbox) {
             (Origin::Ring { user_data, .. }, Some(outbox)) => {
                 let subchannel = seat.number;
-                context.send(outbox, Completion { user_data, subchannel, irb: *irb }, Some(of));
+                context.send(outbox, Completion { user_data, subchannel, irb: *irb }, of);
             }
             (origin, _) => {
                 seat.shared.complete(origin, irb);
-                context.record_total(seat.number, of);
+                if let Some(ended) = of {
+                    context.record_total(seat.number, ended);
+                }
             }
         }
     }

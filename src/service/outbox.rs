@@ -2,7 +2,6 @@
 
 use std::cell::{Cell, RefCell};
 
-use vfio_ccw_metrics::RECORDING;
 use vfio_ccw_queues::completion::CompletionSender;
 
 use super::context::{Context, Ended};
@@ -12,20 +11,24 @@ use super::delivery::Completion;
 /// wait for long.
 const TOGETHER: usize = 32;
 
-/// A completion, and when its request was submitted; `None` where it is not the last of the request.
-type Waiting = (Completion, Option<Ended>);
-
 /// Completions of one shard for one ring.
 pub(super) struct Outbox {
     sender: CompletionSender<Completion>,
-    waiting: RefCell<Vec<Waiting>>,
+    waiting: RefCell<Vec<Completion>>,
+    /// Subchannels and times of those that somebody wants to know the time of: few, on a busy shard.
+    timed: RefCell<Vec<(u32, Ended)>>,
     /// Something was added since its consumer was last told.
     fresh: Cell<bool>,
 }
 
 impl Outbox {
     pub(super) fn new(sender: CompletionSender<Completion>) -> Self {
-        Outbox { sender, waiting: RefCell::default(), fresh: Cell::new(false) }
+        Outbox {
+            sender,
+            waiting: RefCell::default(),
+            timed: RefCell::default(),
+            fresh: Cell::new(false),
+        }
     }
 
     pub(super) fn is_for(&self, sender: &CompletionSender<Completion>) -> bool {
@@ -43,7 +46,10 @@ impl Outbox {
     ) -> bool {
         let mut waiting = self.waiting.borrow_mut();
         self.sender.prefetch(waiting.len());
-        waiting.push((completion, of));
+        if let Some(ended) = of {
+            self.timed.borrow_mut().push((completion.subchannel, ended));
+        }
+        waiting.push(completion);
         if waiting.len() >= TOGETHER {
             self.publish(&mut waiting, context);
         }
@@ -57,18 +63,14 @@ impl Outbox {
         self.sender.notify();
     }
 
-    fn publish(&self, waiting: &mut Vec<Waiting>, context: &Context) {
-        if RECORDING && !waiting.is_empty() {
+    fn publish(&self, waiting: &mut Vec<Completion>, context: &Context) {
+        let mut timed = self.timed.borrow_mut();
+        if !timed.is_empty() {
             // One stamp for all: they get there together.
-            let now = context.clock.raw();
-            context.lately.set(now);
-            for (completion, of) in waiting.iter() {
-                if let Some(ended) = *of {
-                    context.took(completion.subchannel, ended, now);
-                }
-            }
+            let now = context.now();
+            timed.drain(..).for_each(|(number, ended)| context.took(number, ended, now));
         }
-        let aside = self.sender.push_burst(waiting.drain(..).map(|(completion, _)| completion));
+        let aside = self.sender.push_burst(waiting.drain(..));
         context.metrics.counters().overflows.add(aside as u64);
     }
 }
@@ -78,7 +80,7 @@ impl Drop for Outbox {
     fn drop(&mut self) {
         let waiting = self.waiting.get_mut();
         if !waiting.is_empty() {
-            self.sender.push_burst(waiting.drain(..).map(|(completion, _)| completion));
+            self.sender.push_burst(waiting.drain(..));
             self.sender.notify();
         }
     }
