@@ -2,6 +2,8 @@
 
 pub mod bench_guest;
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use bench_guest::fba::{self, Image};
@@ -12,7 +14,9 @@ use vfio_ccw::architecture::{Ccw, DeviceStatus, Orb, SubchannelId, command};
 use vfio_ccw::{
     Cc, Delivery, DeviceSpec, FlightRecorder, Service, ServiceBuilder, SubchannelSeries,
 };
-use vfio_ccw_metrics::{CounterKind, DeviceClass, Kind, Operation, Outcome, SenseClass, Stage};
+use vfio_ccw_metrics::{
+    CounterKind, DeviceClass, Endpoint, Kind, Operation, Outcome, SenseClass, Stage,
+};
 
 const MEMORY: usize = 1 << 20;
 const PROGRAM: u32 = 0x1000;
@@ -261,4 +265,33 @@ fn a_shard_without_a_recorder_has_nothing_to_show() {
     let many = FlightRecorder { requests: 65_537, ..FlightRecorder::default() };
     let error = Service::builder().flight_recorder(many).build(bench_guest::memory(MEMORY));
     assert!(error.expect_err("too many").to_string().contains("flight_recorder"));
+}
+
+#[test]
+fn the_endpoint_has_a_page_of_the_last_requests() {
+    let bench = bench(Service::builder());
+    let mut device = bench.attach(DeviceSpec::Null);
+    device.run(&Orb::new(PROGRAM));
+    let registry = bench.service.registry().clone();
+    let endpoint = Endpoint::bind("127.0.0.1:0".parse().unwrap(), registry).unwrap();
+    let get = |path: &str| {
+        let mut stream = TcpStream::connect(endpoint.local_addr()).unwrap();
+        write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let id = device.subchannel.id();
+    let text = get("/requests");
+    assert!(text.contains(&format!("\r\n\r\n{id} shard 0 null read: ok, ")), "{text}");
+    let json = get("/requests?format=json");
+    let (_, json) = json.split_once("\r\n\r\n").unwrap();
+    let json: serde_json::Value = serde_json::from_str(json).expect(json);
+    assert_eq!(json[0]["subchannel"], id.to_string());
+    assert_eq!(json.as_array().map(Vec::len), Some(1));
+    assert!(get("/requests?x").starts_with("HTTP/1.0 400 "));
+    assert!(get("/").contains("/requests"));
+    // A service that has gone has nothing to show.
+    drop((device, bench));
+    assert!(get("/requests").ends_with("\r\n\r\n"));
 }

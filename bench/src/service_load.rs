@@ -18,6 +18,7 @@ use vfio_ccw_load::{
     Access, Buffers, Completion, Direction, Engine, EngineError, Quiet, Request, STALL_LIMIT,
     Workload,
 };
+use vfio_ccw_metrics::Registry;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
 use crate::ratio::FieldError;
@@ -131,6 +132,11 @@ impl NullLoad {
     /// Where the service has no room for it.
     pub fn attach(&self, device: DeviceSpec) -> Result<Subchannel, FieldError> {
         Ok(self.service.attach(device, self.delivery.clone())?)
+    }
+
+    /// What the service measures.
+    pub fn registry(&self) -> &Registry {
+        self.service.registry()
     }
 
     /// How the driving thread waits for completions.

@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 use std::str::FromStr;
+use std::time::Duration;
 
 use vfio_ccw::architecture::SubchannelId;
 use vfio_ccw::{
-    DriverChoice, Granule, Interrupts, Mode, PinnerChoice, Service, ServiceBuilder,
+    DriverChoice, FlightRecorder, Granule, Interrupts, Mode, PinnerChoice, Service, ServiceBuilder,
     SubchannelSeries, WaitStrategy,
 };
 use vfio_ccw_load::{Access, parse_bytes};
@@ -42,6 +43,9 @@ pub(super) struct ServiceOptions {
     /// Subchannels with metrics of their own: busiest:N, or off, or some, such as 0.0.0001,0.0.0005.
     #[arg(long, value_name = "WHICH", default_value = "busiest:10", value_parser = subchannel_series)]
     pub(super) metrics_subchannels: SubchannelSeries,
+    /// A request that takes as long is slow: it is counted, and logged with its channel program.
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 1000)]
+    pub(super) slow: u64,
 }
 
 impl ServiceOptions {
@@ -55,6 +59,10 @@ impl ServiceOptions {
             .interrupts(self.interrupts)
             .wait(self.wait)
             .subchannel_series(self.metrics_subchannels.clone())
+            .flight_recorder(FlightRecorder {
+                slow: Duration::from_millis(self.slow),
+                ..FlightRecorder::default()
+            })
             .subchannels(subchannels.div_ceil(self.shards.max(1)));
         let builder = match self.granule {
             Some(bytes) => builder.granule(Granule::Bytes(bytes)),

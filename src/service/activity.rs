@@ -51,6 +51,8 @@ pub(super) struct Activity {
     taken: AtomicU64,
     /// Those that have ended with another outcome than ok.
     errors: AtomicU64,
+    /// How many were taken when one was last timed.
+    timed: AtomicU64,
     /// Nanoseconds from taking requests to their end, by those that are timed.
     busy: AtomicU64,
     /// Raw clock value at the submission of the request that was taken last; 0: it is over.
@@ -88,10 +90,15 @@ impl Activity {
         }
     }
 
-    /// Requests have kept it busy for so many nanoseconds.
+    /// The request that was begun last is timed and has kept it busy for so many nanoseconds: it stands for
+    /// those since the last one that was.
     #[inline]
     pub(super) fn was_busy(&self, nanos: u64) {
-        add(&self.busy, nanos);
+        // Relaxed: one writer.
+        let taken = self.taken.load(Ordering::Relaxed);
+        let untimed = taken.wrapping_sub(self.timed.load(Ordering::Relaxed));
+        self.timed.store(taken, Ordering::Relaxed);
+        add(&self.busy, nanos.wrapping_mul(untimed));
     }
 
     /// The request that was begun last was in no ring: it had been suspended elsewhere.
@@ -101,7 +108,7 @@ impl Activity {
 
     /// The place has a subchannel with a device of this class, which has done nothing.
     fn renew(&self, class: DeviceClass) {
-        for figure in [&self.taken, &self.errors, &self.busy, &self.since] {
+        for figure in [&self.taken, &self.errors, &self.timed, &self.busy, &self.since] {
             // Relaxed: figures.
             figure.store(0, Ordering::Relaxed);
         }
@@ -304,16 +311,20 @@ mod tests {
         let activities = Activities::new(2);
         activities.attached(1, DeviceClass::Fba);
         let activity = activities.of(1);
+        activity.begin(4);
+        activity.end(true);
         activity.begin(5);
         activity.was_busy(7);
         let now = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
         let times = u64::from(RECORDING);
-        assert_eq!((now(&activity.taken), now(&activity.since)), (times, 5 * times));
+        assert_eq!((now(&activity.taken), now(&activity.since)), (2 * times, 5 * times));
         activity.end(true);
         activity.begin(6);
         activity.end(false);
-        assert_eq!((now(&activity.taken), now(&activity.errors)), (2 * times, times));
-        assert_eq!((now(&activity.since), now(&activity.busy)), (0, 7));
+        assert_eq!((now(&activity.taken), now(&activity.errors)), (3 * times, times));
+        assert_eq!((now(&activity.since), now(&activity.busy)), (0, 14 * times));
+        activity.was_busy(2);
+        assert_eq!(now(&activity.busy), 16 * times, "only what was not counted yet");
         activities.attached(1, DeviceClass::Null);
         assert_eq!((now(&activity.taken), now(&activity.busy)), (0, 0));
         assert_eq!(activities.of(0).taken.load(Ordering::Relaxed), 0, "not its neighbour's");

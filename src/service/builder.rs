@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
-use vfio_ccw_metrics::{Family, FamilyKind, Registry, Row, SeriesError};
+use vfio_ccw_metrics::{Family, FamilyKind, PageError, Registry, Row, SeriesError};
 use vfio_ccw_pinning::memlock::Memlock;
 use vfio_ccw_pinning::{
     FRAME, Granule, GuestMap, MapError, Mode, Pinner, Pool, PoolError, PoolOptions, Region,
@@ -28,7 +28,7 @@ use super::delivery::Trigger;
 use super::memory::{Memory, check_reach};
 use super::mode_switch::Aside;
 use super::pinner::PinnerChoice;
-use super::recorder::FlightRecorder;
+use super::recorder::{self, FlightRecorder};
 use super::runtime::{Driver, DriverChoice};
 use super::shard::{Plan, ShardLink};
 use super::unfetched::Unfetched;
@@ -111,6 +111,9 @@ pub enum ServiceError {
     /// A metric cannot have its name.
     #[error(transparent)]
     Series(#[from] SeriesError),
+    /// A page of the endpoint cannot have its path.
+    #[error(transparent)]
+    Page(#[from] PageError),
     /// The host's devices cannot be shown memory.
     #[error(transparent)]
     AddressSpace(#[from] SpaceError),
@@ -433,6 +436,8 @@ impl ServiceBuilder {
             .map_err(|source| ServiceError::Shard { shard, source })?;
             service.shards.push(link);
         }
+        let shards = service.shards.iter().map(ShardLink::common).collect();
+        recorder::register(&service.registry, shards)?;
         if self.mode == Mode::Pinned {
             // After the shards: the pinner may pin into their rings.
             *service.whole_guest.get_mut() = Some(service.pool.lease_whole_guest()?);

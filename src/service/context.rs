@@ -416,7 +416,7 @@ const CACHED: u32 = 256;
 ///
 /// A stamp costs as much as a whole stage of a request on a fast device. So while a shard has little
 /// to do, every request is timed; while it is rung for many subchannels at a time, one in
-/// [`Sampling::BUSY`], which counts for all since the one before.
+/// [`Sampling::BUSY`] on average, which counts for all since the one before.
 #[derive(Debug)]
 pub(super) struct Sampling {
     /// One in so many is timed.
@@ -425,12 +425,19 @@ pub(super) struct Sampling {
     left: Cell<u32>,
     /// Requests since the last one that was timed.
     since: Cell<u32>,
+    /// For how far the next one is from one in so many: or it would be the same subchannels' all the time.
+    jitter: Cell<u32>,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
         // The first request is timed, however few there will be.
-        Sampling { period: Cell::new(1), left: Cell::new(0), since: Cell::new(0) }
+        Sampling {
+            period: Cell::new(1),
+            left: Cell::new(0),
+            since: Cell::new(0),
+            jitter: Cell::new(1),
+        }
     }
 }
 
@@ -446,7 +453,21 @@ impl Sampling {
     pub(super) fn rang(&self, marks: u32) {
         let period = if marks >= Self::MANY { Self::BUSY } else { 1 };
         self.period.set(period);
-        self.left.set(self.left.get().min(period - 1));
+        self.left.set(self.left.get().min(Self::most(period) - 1));
+    }
+
+    /// The farthest that one in `period` may be from the next.
+    const fn most(period: u32) -> u32 {
+        period + period / 2
+    }
+
+    /// How far the next one is: the period, or up to half of it more or less.
+    fn distance(&self) -> u32 {
+        let (period, half) = (self.period.get(), self.period.get() / 2);
+        // Numerical Recipes' generator; the high bits are the good ones.
+        let next = self.jitter.get().wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        self.jitter.set(next);
+        period - half + (u64::from(next) * u64::from(2 * half + 1) >> 32) as u32
     }
 
     /// How many requests the next one stands for, if it is timed.
@@ -458,7 +479,7 @@ impl Sampling {
         let since = self.since.get() + 1;
         match self.left.get() {
             0 => {
-                self.left.set(self.period.get() - 1);
+                self.left.set(self.distance() - 1);
                 self.since.set(0);
                 Some(since)
             }
@@ -527,7 +548,7 @@ impl Stamps {
         let context = &*seat.context;
         let delivered = self.now(context);
         let nanos = context.clock.delta_as_nanos(self.taken, delivered);
-        context.plan.activities.of(seat.number).was_busy(nanos * u64::from(self.weight));
+        context.plan.activities.of(seat.number).was_busy(nanos);
         let durations = context.metrics.durations(kind);
         let deliver = [(Stage::Deliver, self.interrupted, delivered)];
         for (stage, from, to) in self.stages(submitted).into_iter().chain(deliver) {
@@ -553,6 +574,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn samples_are_of_all_subchannels_alike() {
+        const SUBCHANNELS: u32 = 16;
+        const ROUNDS: u32 = 10_000;
+        let sampling = Sampling::default();
+        let mut timed = [0u32; SUBCHANNELS as usize];
+        for _ in 0..ROUNDS {
+            sampling.rang(SUBCHANNELS);
+            for subchannel in &mut timed {
+                *subchannel += u32::from(sampling.next().is_some());
+            }
+        }
+        let each = if RECORDING { ROUNDS / Sampling::BUSY } else { 0 };
+        let is_fair = |times: &u32| times.abs_diff(each) <= each / 4;
+        assert!(timed.iter().all(is_fair), "{each} each: {timed:?}");
+    }
+
+    #[test]
     fn samples_stand_for_all_requests() {
         if !RECORDING {
             assert_eq!(Sampling::default().next(), None);
@@ -565,7 +603,10 @@ mod tests {
             sampling.rang(marks);
             counted += (0..more).filter_map(|_| sampling.next()).sum::<u32>();
             requests += more;
-            assert!(counted <= requests && requests - counted < Sampling::BUSY, "{marks} marks");
+            assert!(
+                counted <= requests && requests - counted < Sampling::most(Sampling::BUSY),
+                "{marks} marks"
+            );
             assert!(marks >= Sampling::MANY || counted == requests, "{marks} marks");
         }
     }

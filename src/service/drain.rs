@@ -40,6 +40,7 @@ impl Service {
     ///
     /// [`DrainError::NotOver`].
     pub fn drain(&self, subchannel: Subchannel, patience: Duration) -> Result<(), DrainError> {
+        let _span = tracing::info_span!("drain", subchannel = %subchannel.id()).entered();
         let shared = subchannel.shared().clone();
         shared.drain();
         let is_over = self.table.wait_until_over(&shared, patience);

@@ -94,6 +94,7 @@ impl Service {
     where
         M: GuestMemoryBackend + Send + Sync + 'static,
     {
+        let _span = tracing::info_span!("replace_memory", ?patience).entered();
         let unsettled = MemoryError::Unsettled { patience };
         let mut now = self.memory.try_lock_for(patience).ok_or(unsettled)?;
         // Frame numbers of what has left are given out again, so it must be gone first.
@@ -124,6 +125,7 @@ impl Service {
     ///
     /// [`MemoryError::StillInUse`] or [`MemoryError::Pinned`], as there.
     pub fn settle_memory(&self, patience: Duration) -> Result<(), MemoryError> {
+        let _span = tracing::info_span!("settle_memory", ?patience).entered();
         let still_in_use = MemoryError::StillInUse { patience };
         self.settle(&mut *self.memory.try_lock_for(patience).ok_or(still_in_use)?, patience)
     }

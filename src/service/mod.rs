@@ -240,6 +240,9 @@ impl Service {
             return Err(self.no_place(options.number));
         };
         let place = Reserved { table: &self.table, number: Some(number) };
+        let class = device.class();
+        let subchannel = SubchannelId::of(number);
+        let _span = tracing::info_span!("attach", %subchannel, %class).entered();
 
         let Some((shard, bit)) = self.take_bit() else {
             return Err(self.no_place(None));
@@ -264,7 +267,7 @@ impl Service {
             has_alerts: host.is_some() || remote.is_some(),
             host: host.map(|(_, regions)| regions),
         });
-        self.activities.attached(number, device.class());
+        self.activities.attached(number, class);
         let share = options.budget.or(self.share);
         let policy = options.policy;
         let (answer, restoring) = mpsc::channel();

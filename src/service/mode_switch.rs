@@ -118,6 +118,7 @@ impl Service {
         mode: Mode,
         patience: Duration,
     ) -> Result<(), ModeError> {
+        let _span = tracing::info_span!("set_mode", subchannel = %subchannel.id(), %mode).entered();
         let shared = subchannel.shared();
         if shared.is_leaving() {
             return Err(ModeError::Detached);

@@ -52,6 +52,7 @@ impl Service {
     ///
     /// See [`QuiesceError`].
     pub fn quiesce(&self, patience: Duration) -> Result<(), QuiesceError> {
+        let _span = tracing::info_span!("quiesce", ?patience).entered();
         let deadline = Instant::now().checked_add(patience);
         let mut rest = self.rest.lock();
         if matches!(*rest, Rest::None) {

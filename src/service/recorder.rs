@@ -11,7 +11,10 @@ use std::sync::{Weak, mpsc};
 use std::time::{Duration, Instant};
 
 use quanta::Clock;
-use vfio_ccw_metrics::{DeviceClass, Kind, Operation, Outcome, RECORDING, ShardMetrics, Stage};
+use vfio_ccw_metrics::{
+    DeviceClass, Kind, Operation, Outcome, Page, PageError, RECORDING, Registry, ShardMetrics,
+    Stage,
+};
 
 use crate::architecture::{Ccw, CcwFlags, IrbHead, Orb, SubchannelId, decode};
 use crate::subchannel::Request;
@@ -399,6 +402,31 @@ pub(super) fn recall(shards: &[Weak<Common>]) -> Vec<FlightRecord> {
     records
 }
 
+/// Adds the page `/requests` to `registry`: what these shards have, as text or JSON.
+///
+/// # Errors
+///
+/// None, as long as the path is right.
+pub(super) fn register(registry: &Registry, shards: Vec<Weak<Common>>) -> Result<(), PageError> {
+    let what = "the last requests, with their stages and channel programs (?format=json, too)";
+    registry.page("/requests", what, move |query| {
+        let records = || recall(&shards);
+        match query {
+            "" | "format=text" => {
+                let line = |record: FlightRecord| format!("{record}\n");
+                Ok(Page::text(records().into_iter().map(line).collect::<String>()))
+            }
+            "format=json" => {
+                let all: Vec<_> = records().iter().map(FlightRecord::json).collect();
+                Ok(Page::json(format!("{}\n", serde_json::Value::from(all))))
+            }
+            other => {
+                Err(format!("{other:?} is not known; there are format=text and format=json\n"))
+            }
+        }
+    })
+}
+
 #[cfg(all(test, feature = "record"))]
 mod tests {
     use super::*;
@@ -434,7 +462,7 @@ mod tests {
     fn a_slow_request_gets_its_total() {
         let clock = Clock::new();
         let recorder = Recorder::new(FlightRecorder::default(), 0, &clock);
-        let metrics = vfio_ccw_metrics::Registry::new().shard("0");
+        let metrics = Registry::new().shard("0");
         fly(&recorder, 1, 77);
         fly(&recorder, 2, 78);
         recorder.was_slow(1, 77, 2_000_000_000, &clock, &metrics);

@@ -69,6 +69,7 @@ impl Service {
     ///
     /// See [`SaveError`].
     pub fn save(&self) -> Result<ServiceState, SaveError> {
+        let _span = tracing::info_span!("save").entered();
         let rest = self.rest.lock();
         if !matches!(*rest, Rest::Quiet) {
             return Err(SaveError::NotQuiet);
@@ -118,6 +119,7 @@ impl Service {
     ///
     /// [`StateError::Version`].
     pub fn restore(&self, state: &ServiceState) -> Result<(), StateError> {
+        let _span = tracing::info_span!("restore", subchannels = state.subchannels.len()).entered();
         state.check_version()?;
         let reports: Vec<_> = state.reports.iter().map(|word| Crw::from_word(*word)).collect();
         self.reports.restore(&reports);

@@ -206,6 +206,20 @@ pub const FIELDS: &[Field] = &[
         round: observability::metrics_overhead,
     },
     Field {
+        name: "scrape_4096_ms",
+        measures: "milliseconds of one scrape of a service with 4,096 subchannels, by HTTP",
+        target: Target::Le(50.0),
+        rounds: 11,
+        round: observability::scrape_4096_ms,
+    },
+    Field {
+        name: "scrape_p99",
+        measures: "p99 of null devices' programs, 4,096 subchannels: scraped once a second / not scraped",
+        target: Target::Le(1.2),
+        rounds: 11,
+        round: observability::scrape_p99,
+    },
+    Field {
         name: "allocs_per_io",
         measures: "heap allocations per request in the steady state, null devices and FBA disks",
         target: Target::Eq(0.0),
