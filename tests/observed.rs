@@ -168,6 +168,27 @@ fn few_subchannels_have_series_of_their_own() {
 }
 
 #[test]
+fn all_that_a_service_shows_is_documented() {
+    const DOCUMENT: &str = include_str!("../docs/METRICS.md");
+    let bench = bench(Service::builder());
+    let mut device = bench.attach(DeviceSpec::Null);
+    device.run(&Orb::new(PROGRAM));
+    let page = bench.service.registry().render();
+    let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let types: Vec<_> = types.collect();
+    assert!(types.len() > 40, "{page}");
+    for (name, kind) in &types {
+        assert!(DOCUMENT.contains(&format!("| `{name}` | {kind} |")), "{name}, a {kind}");
+    }
+    // And the other way round, but for what device servers have.
+    for line in DOCUMENT.lines().filter_map(|line| line.strip_prefix("| `vfio_ccw_")) {
+        let name = line.split('`').next().expect("a name");
+        let is_shown = types.iter().any(|(shown, _)| *shown == format!("vfio_ccw_{name}"));
+        assert!(is_shown || name.starts_with("server_"), "vfio_ccw_{name} is not there");
+    }
+}
+
+#[test]
 fn a_registry_outlives_its_service() {
     let bench = bench(Service::builder());
     let device = bench.service.attach(DeviceSpec::Null, Delivery::Future).unwrap();
