@@ -53,7 +53,10 @@ impl Remote {
 
 /// The socket, or those in the folder, by name.
 fn sockets(path: &Path) -> Result<Vec<PathBuf>, Failure> {
-    let failed = |error| format!("{}: {error}", path.display());
+    let failed = |error| {
+        let at = path.display();
+        format!("{at}: {error}; start 'vfio-ccw serve --device fba:FILE --socket {at}', or give another path")
+    };
     if !fs::metadata(path).map_err(failed)?.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
