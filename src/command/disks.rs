@@ -55,7 +55,9 @@ impl Remote {
 fn sockets(path: &Path) -> Result<Vec<PathBuf>, Failure> {
     let failed = |error| {
         let at = path.display();
-        format!("{at}: {error}; start 'vfio-ccw serve --device fba:FILE --socket {at}', or give another path")
+        format!(
+            "{at}: {error}; start 'vfio-ccw serve --device fba:FILE --socket {at}', or give another path"
+        )
     };
     if !fs::metadata(path).map_err(failed)?.is_dir() {
         return Ok(vec![path.to_owned()]);

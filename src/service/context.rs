@@ -467,7 +467,8 @@ impl Sampling {
         // Numerical Recipes' generator; the high bits are the good ones.
         let next = self.jitter.get().wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         self.jitter.set(next);
-        period - half + (u64::from(next) * u64::from(2 * half + 1) >> 32) as u32
+        let drawn = (u64::from(next) * u64::from(2 * half + 1)) >> 32;
+        period - half + drawn as u32
     }
 
     /// How many requests the next one stands for, if it is timed.
