@@ -47,7 +47,12 @@ impl Outbox {
         let mut waiting = self.waiting.borrow_mut();
         self.sender.prefetch(waiting.len());
         if let Some(ended) = of {
-            self.timed.borrow_mut().push((completion.subchannel, ended));
+            let mut timed = self.timed.borrow_mut();
+            if timed.capacity() == 0 {
+                // As many as there ever are: none is allocated for a request.
+                timed.reserve_exact(TOGETHER);
+            }
+            timed.push((completion.subchannel, ended));
         }
         waiting.push(completion);
         if waiting.len() >= TOGETHER {
