@@ -89,7 +89,12 @@ fn load(count: u16) -> Result<(), FieldError> {
 
 /// This program in the role that `words` name.
 fn start(words: &[&str]) -> io::Result<Command> {
-    let mut command = Command::new(std::env::current_exe()?);
+    Ok(role(&std::env::current_exe()?, words))
+}
+
+/// `program`, which is a build of this one, in that role.
+fn role(program: &Path, words: &[&str]) -> Command {
+    let mut command = Command::new(program);
     if cfg!(test) {
         // The harness of the tests is what runs then: its test of that name plays the role.
         command.args(["--exact", "peer_process::tests::plays_a_role", "--nocapture"]);
@@ -97,7 +102,7 @@ fn start(words: &[&str]) -> io::Result<Command> {
     } else {
         command.arg(PEER).args(words);
     }
-    Ok(command)
+    command
 }
 
 /// A process that serves null devices. It ends with this.
@@ -187,8 +192,7 @@ impl NullLoadProcess {
     /// # Errors
     /// Where it does not start.
     pub fn start(program: &Path, count: u16) -> Result<Self, FieldError> {
-        let mut process = Command::new(program)
-            .args([PEER, "load", &count.to_string()])
+        let mut process = role(program, &["load", &count.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -286,6 +290,14 @@ mod tests {
     #[test]
     fn an_unknown_role_is_refused() {
         assert!(play(&["sing".to_owned()]).unwrap_err().to_string().contains("sing"));
+    }
+
+    #[test]
+    fn a_load_of_another_process_says_how_fast_it_was() {
+        let mut load = NullLoadProcess::start(&std::env::current_exe().unwrap(), 2).unwrap();
+        for ios in [1000, 10] {
+            assert!(load.iops(ios).unwrap() > 0.0);
+        }
     }
 
     #[test]

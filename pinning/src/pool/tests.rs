@@ -340,7 +340,7 @@ fn withdrawn_memory_is_unpinned_and_stays_so() {
     let before = pool.invalidations();
     let guard = pool.withdraw(0x1800, 0x2000, Duration::ZERO).unwrap();
     assert_eq!(guard.frames(), 3, "all that the range touches");
-    assert_eq!(pool.invalidations() - before, 3);
+    assert_eq!(pool.invalidations() - before, 2, "one of them was not pinned any more");
     assert!(model.0.lock().pinned.is_empty());
     want(&mut idle, [0, 2]);
     assert!(poll(&pool, &mut idle).is_pending());
