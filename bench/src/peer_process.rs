@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use tempfile::TempDir;
 use vfio_ccw::backend::remote::RemoteDevice;
 use vfio_ccw::server::{ServedDevice, Server};
@@ -147,7 +147,10 @@ impl ServerProcess {
     /// Where the kernel refuses the signal.
     pub fn stop(&self) -> io::Result<()> {
         let process = Pid::from_child(&self.process);
-        Ok(kill_process(process, Signal::STOP)?)
+        kill_process(process, Signal::STOP)?;
+        // Its threads go on until they have heard of it.
+        waitpid(Some(process), WaitOptions::UNTRACED)?;
+        Ok(())
     }
 
     /// Ends it at once (SIGKILL).
