@@ -11,6 +11,7 @@
 //! | [`baseline`] | peers that no library provides |
 //! | [`replacement`] | hit rates of the pool next to other policies |
 //! | [`service_load`] | a service under load, as the figures drive it |
+//! | [`job`] | a job of a job file, on services of its own |
 //! | [`peer_process`] | the other process of figures that take two |
 //! | [`allocations`] | a count of heap allocations |
 //!
@@ -41,6 +42,7 @@
 pub mod allocations;
 pub mod baseline;
 pub mod fields;
+pub mod job;
 pub mod peer_process;
 pub mod ratio;
 pub mod replacement;

@@ -1,9 +1,11 @@
-//! Measures the project's figures (`ratios --json`), compares the pinning modes (`modes`), and the
-//! pool's choice of what stays pinned with others (`replacement`).
+//! Measures the project's figures (`ratios --json`), compares the pinning modes (`modes`) and the
+//! pool's choice of what stays pinned with others (`replacement`), and runs loads (`load`).
 
+mod load;
 mod modes;
 
 use clap::{Args, Parser, Subcommand};
+use load::{Load, LoadError};
 use modes::{Modes, ModesError};
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -32,6 +34,10 @@ enum Command {
     Ratios(Ratios),
     /// Compare the pinning modes: requests a second, latency, pinned memory, hit rate and pin calls.
     Modes(Modes),
+    /// Run a load: options and job files as fio's users write them, closed loop or by the clock.
+    ///
+    /// Exits with 1 where data was wrong or a request was lost, doubled or failed.
+    Load(Load),
     /// Print the hit rates of the pool, of an LRU map, of quick_cache and of the optimum on the same
     /// traces; takes some seconds.
     Replacement(Replacement),
@@ -78,6 +84,9 @@ fn main() -> ExitCode {
         Command::Modes(arguments) => {
             arguments.run().map(|()| ExitCode::SUCCESS).map_err(Failure::from)
         }
+        Command::Load(arguments) => (arguments.run())
+            .map(|clean| if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            .map_err(Failure::from),
         Command::Replacement(arguments) => replacement(&arguments),
         Command::Peer { role } => {
             peer_process::play(&role).map(|()| ExitCode::SUCCESS).map_err(Failure::Peer)
@@ -104,6 +113,8 @@ enum Failure {
     Ratio(#[from] RatioError),
     #[error(transparent)]
     Modes(#[from] ModesError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
     #[error("the other process of a figure: {0}")]
     Peer(FieldError),
     #[error("hit rates were not measured: {0}")]

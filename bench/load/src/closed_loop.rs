@@ -30,19 +30,27 @@ pub struct ClosedLoop {
     pub verify: bool,
     /// How long a request may take before it counts as lost and its slot is given up.
     pub stall_limit: Duration,
+    /// Time before the measured part: requests that begin in it are made, and verified, but not counted.
+    pub ramp: Duration,
 }
 
 impl ClosedLoop {
-    /// `workload` without verification, until stopped.
+    /// `workload` without verification and ramp, until stopped.
     pub fn new(workload: Workload) -> Self {
-        Self { workload, limit: Limit::default(), verify: false, stall_limit: STALL_LIMIT }
+        Self {
+            workload,
+            limit: Limit::default(),
+            verify: false,
+            stall_limit: STALL_LIMIT,
+            ramp: Duration::ZERO,
+        }
     }
 }
 
 /// When a job ends: at whichever comes first; neither means when stopped.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limit {
-    /// After this time no more requests are made.
+    /// After this time, not counting the ramp, no more requests are made.
     pub duration: Option<Duration>,
     /// This many requests are made in all.
     pub ios: Option<u64>,
@@ -74,16 +82,30 @@ pub fn run<E: Engine + ?Sized>(
     progress: &mut dyn Progress,
     stop: &AtomicBool,
 ) -> Result<LoadReport, LoadError> {
+    run_at(None, engine, job, progress, stop)
+}
+
+/// The same, with a request each time that `interval` has passed where there is one.
+pub(crate) fn run_at<E: Engine + ?Sized>(
+    interval: Option<f64>,
+    engine: &mut E,
+    job: &ClosedLoop,
+    progress: &mut dyn Progress,
+    stop: &AtomicBool,
+) -> Result<LoadReport, LoadError> {
     let slots = engine.slots();
     let generator = job.workload.generator(slots)?;
     let mut source = Source {
         issued: 0,
+        interval,
         limit: job.limit.ios,
         verifier: job.verify.then(|| Verifier::new(&job.workload, &generator, slots)),
         generator,
     };
     let mut driver = Driver::new(engine, job.stall_limit);
-    let ended = driver.phase("load", &mut source, job.limit.duration, progress, stop)?;
+    driver.ramp(job.ramp);
+    let limit = job.limit.duration.map(|duration| duration + job.ramp);
+    let ended = driver.phase("load", &mut source, limit, progress, stop)?;
     progress.finish();
     Ok(LoadReport::new(driver.into_tally(), source, ended.elapsed, ended.stopped))
 }
@@ -92,8 +114,12 @@ pub fn run<E: Engine + ?Sized>(
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct LoadReport {
-    /// Requests submitted; equal to `ios + errors + lost`.
+    /// Requests submitted; equal to `ios + warm_up + errors + lost`.
     pub submitted: u64,
+    /// Requests that completed without failure and began in the ramp: they count nowhere else.
+    pub warm_up: u64,
+    /// The longest that a request began after it was due; 0 in a closed loop.
+    pub behind: Duration,
     /// Requests that completed without failure: `reads + writes`.
     pub ios: u64,
     /// Reads among these.
@@ -120,7 +146,7 @@ pub struct LoadReport {
     pub miscompares: u64,
     /// The first of these in words.
     pub first_miscompares: Vec<String>,
-    /// From the first submission to the last completion, in seconds.
+    /// From the end of the ramp to the last completion, in seconds.
     pub seconds: f64,
     /// Whether the job was stopped before its limit.
     pub stopped: bool,
@@ -133,6 +159,8 @@ impl LoadReport {
         let verifier = source.verifier.as_ref();
         Self {
             submitted: source.issued,
+            warm_up: tally.warm_up,
+            behind: tally.behind,
             ios: tally.ios(),
             reads: tally.reads,
             writes: tally.writes,
@@ -182,6 +210,8 @@ impl LoadReport {
 struct Source {
     generator: Generator,
     issued: u64,
+    /// Seconds from one request to the next.
+    interval: Option<f64>,
     limit: Option<u64>,
     verifier: Option<Verifier>,
 }
@@ -214,6 +244,12 @@ impl Job for Source {
             Some(verifier) => verifier.completed(engine, request),
             None => Ok(()),
         }
+    }
+
+    fn due(&self) -> Option<Duration> {
+        let seconds = self.interval? * self.issued as f64;
+        // Beyond what a duration holds nobody waits.
+        Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
     }
 
     /// Nothing to note: a block is unknown from the start of a write until its success.

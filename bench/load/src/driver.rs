@@ -21,6 +21,9 @@ pub const STALL_LIMIT: Duration = Duration::from_secs(30);
 /// Time between ticks; also the longest wait for a completion, so that stops and stalls are noticed.
 const PULSE: Duration = Duration::from_millis(250);
 
+/// So long before a request is due the loop looks instead of sleeping: longer than it takes to wake up.
+const LOOKING: Duration = Duration::from_micros(200);
+
 /// Latencies above this count as this: 2 minutes, in nanoseconds.
 const LATENCY_CEILING_NS: u64 = 120_000_000_000;
 
@@ -33,6 +36,12 @@ pub enum LoadError {
     /// The workload can not be.
     #[error(transparent)]
     Workload(#[from] WorkloadError),
+    /// No rate.
+    #[error("{rate} requests a second can not be: give more than 0 and at most 10^9")]
+    Rate {
+        /// What was asked for.
+        rate: f64,
+    },
     /// The engine gave up.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -57,6 +66,11 @@ pub(crate) trait Job {
     /// `request` has failed; what it should have written is in an unknown state.
     fn failed(&mut self, request: &Request);
 
+    /// When the next request is to begin, from the start of the phase; `None`: as soon as a slot is free.
+    fn due(&self) -> Option<Duration> {
+        None
+    }
+
     /// Share that is done, 0 to 1, where the end is known by work; time limits are the driver's.
     fn fraction(&self) -> Option<f64>;
 
@@ -75,6 +89,10 @@ pub(crate) struct Tally {
     pub(crate) lost: u64,
     pub(crate) late: u64,
     pub(crate) duplicate: u64,
+    /// Requests that completed without failure and began before anything was measured.
+    pub(crate) warm_up: u64,
+    /// The longest that a request began after it was due.
+    pub(crate) behind: Duration,
     pub(crate) latency: Histogram<u64>,
 }
 
@@ -108,7 +126,7 @@ impl Tally {
 /// How a phase ended.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ended {
-    /// From the first submission to the last completion.
+    /// From the start of measuring to the last completion.
     pub(crate) elapsed: Duration,
     /// Whether somebody asked to stop before the end.
     pub(crate) stopped: bool,
@@ -123,6 +141,12 @@ pub(crate) struct Driver<'e, E: ?Sized> {
     /// Slots to ask the job about.
     free: Vec<usize>,
     batch: Vec<Request>,
+    /// When those of the batch were due.
+    dues: Vec<Option<Duration>>,
+    /// When the next request is due, where that is not now.
+    next_due: Option<Duration>,
+    /// Requests that begin earlier are not measured.
+    measured_from: Duration,
     done: Vec<Completion>,
     /// Latencies since the last tick.
     recent: Histogram<u64>,
@@ -147,6 +171,9 @@ impl<'e, E: Engine + ?Sized> Driver<'e, E> {
             in_flight: 0,
             free: Vec::with_capacity(slots),
             batch: Vec::with_capacity(slots),
+            dues: Vec::with_capacity(slots),
+            next_due: None,
+            measured_from: Duration::ZERO,
             done: Vec::with_capacity(slots),
             recent: latency_histogram(),
             tally: Tally {
@@ -158,9 +185,16 @@ impl<'e, E: Engine + ?Sized> Driver<'e, E> {
                 lost: 0,
                 late: 0,
                 duplicate: 0,
+                warm_up: 0,
+                behind: Duration::ZERO,
                 latency: latency_histogram(),
             },
         }
+    }
+
+    /// Lets phases begin with so long in which nothing is measured.
+    pub(crate) fn ramp(&mut self, ramp: Duration) {
+        self.measured_from = ramp;
     }
 
     /// Runs `job` on all slots until it has no more requests, `limit` has passed or `stop` is set;
@@ -187,17 +221,19 @@ impl<'e, E: Engine + ?Sized> Driver<'e, E> {
                 ended.stopped = stop.load(Ordering::Relaxed);
                 feeding = !ended.stopped && limit.is_none_or(|limit| now < limit);
             }
+            self.next_due = None;
             if feeding {
                 self.launch(job, start)?;
             }
-            if self.in_flight == 0 {
+            if self.in_flight == 0 && self.next_due.is_none() {
                 break;
             }
-            let wait = pulse.next.saturating_sub(now);
+            let due = self.next_due.map_or(pulse.next, |due| due.saturating_sub(LOOKING));
+            let wait = pulse.next.min(due).saturating_sub(now);
             self.engine.reap(&mut self.done, (!wait.is_zero()).then_some(wait))?;
             now = start.elapsed();
             if !self.done.is_empty() {
-                ended.elapsed = now;
+                ended.elapsed = now.saturating_sub(self.measured_from);
                 self.land(job, now)?;
             }
             if now >= pulse.next {
@@ -218,18 +254,31 @@ impl<'e, E: Engine + ?Sized> Driver<'e, E> {
         self.tally
     }
 
-    /// Submits the next requests of all free slots in one batch.
+    /// Submits the next requests of free slots in one batch: all of them, or those that are due.
     fn launch(&mut self, job: &mut impl Job, start: Instant) -> Result<(), EngineError> {
-        for slot in self.free.drain(..) {
+        let mut asked = 0;
+        let now = start.elapsed();
+        while let Some(&slot) = self.free.get(asked) {
+            let due = job.due();
+            if due.is_some_and(|due| due > now) {
+                self.next_due = due;
+                break;
+            }
+            asked += 1;
             if let Some(request) = job.next(&*self.engine, slot)? {
                 self.batch.push(request);
+                self.dues.push(due);
             }
         }
+        self.free.drain(..asked);
         if self.batch.is_empty() {
             return Ok(());
         }
-        let since = start.elapsed();
-        for &request in &self.batch {
+        let begin = start.elapsed();
+        for (&request, due) in self.batch.iter().zip(self.dues.drain(..)) {
+            // Where there was no slot for it in time, it has taken since then all the same.
+            let since = due.unwrap_or(begin);
+            self.tally.behind = self.tally.behind.max(begin.saturating_sub(since));
             self.slots[request.slot] = Slot::InFlight { request, since };
         }
         self.in_flight += self.batch.len();
@@ -257,8 +306,12 @@ impl<'e, E: Engine + ?Sized> Driver<'e, E> {
             self.free.push(slot);
             match outcome {
                 Ok(()) => {
-                    self.recent.saturating_record((now - since).as_nanos() as u64);
-                    self.tally.add(&request);
+                    if since >= self.measured_from {
+                        self.recent.saturating_record((now - since).as_nanos() as u64);
+                        self.tally.add(&request);
+                    } else {
+                        self.tally.warm_up += 1;
+                    }
                     job.completed(&*self.engine, &request)?;
                 }
                 Err(failure) => {

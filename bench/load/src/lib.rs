@@ -2,12 +2,13 @@
 //!
 //! The crate knows nothing of channel programs. It drives anything that implements [`Engine`]: a number
 //! of *slots*, each of which carries at most one request at a time (for vfio-ccw a slot is a
-//! subchannel), over a volume of bytes and a guest memory. On top of that stand two jobs:
+//! subchannel), over a volume of bytes and a guest memory. On top of that stand three jobs:
 //!
+//! * [`open_loop::run`] makes requests by the clock, at a rate;
 //! * [`closed_loop::run`] keeps every slot busy with a [`Workload`] until a time or a count is reached;
 //! * [`verify::write_and_read_back`] writes a whole volume with a verifiable pattern and reads it back.
 //!
-//! Both account for every request: completed, failed (and how), lost or completed twice; and, where
+//! All account for every request: completed, failed (and how), lost or completed twice; and, where
 //! asked to, compare every byte read with what the last write to that block put there.
 //!
 //! | module | holds |
@@ -19,7 +20,8 @@
 //! | [`access`], [`zipf`] | which block comes next |
 //! | [`random`] | the small deterministic generator behind all draws |
 //! | [`pattern`] | block contents that say which block and version they are |
-//! | [`closed_loop`], [`verify`] | the two jobs |
+//! | [`closed_loop`], [`open_loop`], [`verify`] | the jobs |
+//! | [`job_file`] | jobs as fio's users write them |
 //! | [`progress`] | what is shown while a job runs |
 //! | [`report`] | what is left when it has ended |
 //! | [`units`] | sizes and times as people write them |
@@ -66,6 +68,8 @@ pub mod closed_loop;
 mod driver;
 pub mod engine;
 pub mod failure;
+pub mod job_file;
+pub mod open_loop;
 pub mod pattern;
 pub mod progress;
 pub mod random;
@@ -81,6 +85,8 @@ pub use closed_loop::{ClosedLoop, Limit, LoadReport};
 pub use driver::{LoadError, STALL_LIMIT};
 pub use engine::{Engine, EngineError};
 pub use failure::{Failure, FailureKind};
+pub use job_file::{JobFile, JobFileError};
+pub use open_loop::OpenLoop;
 pub use progress::{LiveLine, Progress, Quiet, Tick};
 pub use report::{BudgetRow, JobReport, StageRow};
 pub use request::{Completion, Direction, Request};

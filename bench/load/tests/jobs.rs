@@ -4,9 +4,10 @@
 mod toy;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use toy::{Fault, Toy};
 use vfio_ccw_load::closed_loop::{self, ClosedLoop, Limit, LoadReport};
+use vfio_ccw_load::open_loop::{self, OpenLoop};
 use vfio_ccw_load::verify::{self, VerifyReport, WholeVolume};
 use vfio_ccw_load::{
     Access, Buffers, Direction, EngineError, Failure, JobReport, LoadError, Progress, Quiet, Tick,
@@ -30,12 +31,13 @@ fn job(ios: u64, read_percent: u8, verify: bool) -> ClosedLoop {
         limit: Limit::ios(ios),
         verify,
         stall_limit: STALL,
+        ramp: Duration::ZERO,
     }
 }
 
 fn load(toy: &mut Toy, job: &ClosedLoop) -> LoadReport {
     let report = closed_loop::run(toy, job, &mut Quiet, &AtomicBool::new(false)).unwrap();
-    assert_eq!(report.submitted, report.ios + report.errors + report.lost);
+    assert_eq!(report.submitted, report.ios + report.warm_up + report.errors + report.lost);
     assert_eq!(report.submitted, toy.requests.len() as u64);
     assert_eq!(report.latency.len(), report.ios);
     report
@@ -336,4 +338,54 @@ fn impossible_sizes_are_refused() {
     assert_eq!(refuse(1, &whole(0, BLOCK)), WorkloadError::VolumeBytes(0));
     assert_eq!(refuse(1, &whole(512, 100)), WorkloadError::BlockBytes(100));
     assert_eq!(refuse(0, &whole(512, BLOCK)), WorkloadError::NoSlots);
+}
+
+#[test]
+fn an_open_loop_makes_each_request_when_it_is_due_and_counts_from_then() {
+    let mut toy = Toy::new(2, VOLUME);
+    let load = job(50, 100, true);
+    let job = OpenLoop { load, requests_per_second: 10_000.0 };
+    let begin = Instant::now();
+    let report = open_loop::run(&mut toy, &job, &mut Quiet, &AtomicBool::new(false)).unwrap();
+    // The last of them is due after 49 intervals, and none is early.
+    assert!(begin.elapsed() >= Duration::from_micros(4900));
+    assert_eq!((report.ios, report.lost, report.errors), (50, 0, 0));
+    assert!(report.is_clean());
+}
+
+#[test]
+fn what_waits_for_a_slot_has_taken_all_that_time() {
+    // One slot, and a request that is given up only after the stall limit: those behind it were due meanwhile.
+    let mut toy = Toy::new(2, VOLUME).with(0, Fault::Lose);
+    let job = OpenLoop { load: job(40, 100, false), requests_per_second: 1e6 };
+    let report = open_loop::run(&mut toy, &job, &mut Quiet, &AtomicBool::new(false)).unwrap();
+    assert_eq!((report.ios, report.lost), (39, 1));
+    let mut alone = Toy::new(1, VOLUME).with(0, Fault::Lose);
+    let report = open_loop::run(&mut alone, &job, &mut Quiet, &AtomicBool::new(false)).unwrap();
+    assert_eq!((report.ios, report.lost), (0, 1), "its only slot is gone");
+}
+
+#[test]
+fn what_begins_in_the_ramp_is_done_and_not_counted() {
+    let mut toy = Toy::new(2, VOLUME);
+    let ramp = Duration::from_millis(30);
+    let limit = Limit { duration: Some(Duration::from_millis(10)), ios: None };
+    let job = ClosedLoop { ramp, limit, ..job(0, 50, true) };
+    let report = load(&mut toy, &job);
+    assert!(report.warm_up > 0 && report.ios > 0, "{report:?}");
+    assert!(report.is_clean());
+    // Of a job that ends within its ramp nothing counts.
+    let job = ClosedLoop { ramp: Duration::from_secs(3600), limit: Limit::ios(20), ..job };
+    let report = load(&mut Toy::new(2, VOLUME), &job);
+    assert_eq!((report.warm_up, report.ios, report.latency.len()), (20, 0, 0));
+}
+
+#[test]
+fn rates_that_cannot_be_are_refused() {
+    for rate in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e10] {
+        let job = OpenLoop { load: job(1, 100, false), requests_per_second: rate };
+        let stop = AtomicBool::new(false);
+        let error = open_loop::run(&mut Toy::new(1, VOLUME), &job, &mut Quiet, &stop);
+        assert!(matches!(error, Err(LoadError::Rate { .. })), "{rate}");
+    }
 }
