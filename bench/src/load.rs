@@ -16,14 +16,15 @@ use vfio_ccw_load::units::{Bytes, Count, Nanos};
 use vfio_ccw_load::{JobFile, LiveLine, Progress, Quiet, parse_bytes};
 
 const EXAMPLES: &str = "\
-Names and meanings are those of fio. A job is as many guests as numjobs says, each with a service, and iodepth subchannels
-with a channel program in flight each. Jobs of a file run one after the other. With rate_iops requests are
-made by the clock, and their latency is counted from when they were due, whether a subchannel was free or not.
+Names and meanings are those of fio. A job is as many guests as numjobs says, each with a service
+of its own, and iodepth subchannels with a channel program in flight each. Jobs of a file run one
+after the other. With rate_iops requests are made by the clock, and their latency is counted from
+when they were due, whether a subchannel was free or not.
 
 Examples:
   vfio-ccw-bench load --rw randread --iodepth 32 --runtime 10
   vfio-ccw-bench load --rw randrw --rwmixread 70 --verify pattern --number_ios 1000000
-  vfio-ccw-bench load --rw randread --iodepth 64 --rate_iops 100000 --runtime 30 --ramp_time 2 --json -
+  vfio-ccw-bench load --rw randread --iodepth 64 --rate_iops 100000 --runtime 30 --json -
   vfio-ccw-bench load jobs.fio --json run.json      sections [global] and [name] of option=value
   vfio-ccw-bench load jobs.fio --iodepth 8          the file, but for what is said here";
 
@@ -248,7 +249,7 @@ fn read(path: &Path) -> io::Result<String> {
 fn line(record: &JobRecord) -> String {
     let row = &record.latency;
     let mut text = format!(
-        "{}: IOPS={}, BW={:.1} MiB/s, {} requests of {} in {:.2} s ({} guests of {} subchannels)\n  \
+        "{}: IOPS={}, BW={:.1} MiB/s, {} requests of {} in {:.2} s (guests: {}, subchannels of each: {})\n  \
          lat p50={} p90={} p99={} p99.9={} max={}",
         record.name,
         Count(record.iops),
