@@ -17,9 +17,9 @@ use vfio_ccw_load::job_file::{JobSpec, Rw};
 use vfio_ccw_load::open_loop::{self, OpenLoop};
 use vfio_ccw_load::workload::PAGE;
 use vfio_ccw_load::{Access, Buffers, Progress, Quiet, StageRow, Workload};
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
 use crate::ratio::FieldError;
+use crate::service_load::guest_memory;
 
 /// The engine that is built in: disks in the process.
 pub const IN_PROCESS: &str = "inprocess";
@@ -121,7 +121,7 @@ fn guest(
             Volume::open(scratch.path(), false)?
         }
     };
-    let bytes = spec.size.map_or(volume.bytes(), |size| size.min(volume.bytes()));
+    let bytes = spec.size.unwrap_or(volume.bytes());
     let base = DiskEngine::buffers_base(slots);
     let bytes_per_slot = u64::from(spec.block_bytes).next_multiple_of(PAGE).max(BUFFERS);
     let workload = Workload {
@@ -133,7 +133,7 @@ fn guest(
     };
     // Known now, not after everything is set up.
     workload.generator(slots)?;
-    let memory = memory((base + bytes_per_slot * slots as u64).next_multiple_of(1 << 20))?;
+    let memory = guest_memory((base + bytes_per_slot * slots as u64).next_multiple_of(1 << 20))?;
     let builder = Service::builder().subchannels(slots).mode(settings.mode).wait(settings.wait);
     let builder = match settings.budget {
         Some(bytes) => builder.budget(bytes),
@@ -167,13 +167,6 @@ fn open(path: &Path, spec: &JobSpec) -> Result<Volume, FieldError> {
         .into()),
         _ => Ok(volume),
     }
-}
-
-fn memory(bytes: u64) -> Result<Arc<GuestMemoryMmap>, FieldError> {
-    let memfd = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC)?;
-    rustix::fs::ftruncate(&memfd, bytes)?;
-    let range = (GuestAddress(0), usize::try_from(bytes)?, Some(FileOffset::new(memfd.into(), 0)));
-    Ok(Arc::new(GuestMemoryMmap::from_ranges_with_files([range])?))
 }
 
 impl Outcome {

@@ -35,6 +35,14 @@ const LOOKS: u32 = 64;
 /// Pauses between two looks: a microsecond or so.
 const PAUSES: u32 = 24;
 
+/// Memory of a guest: in a file, so that another process can map it.
+pub(crate) fn guest_memory(bytes: u64) -> Result<Arc<GuestMemoryMmap>, FieldError> {
+    let memfd = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC)?;
+    rustix::fs::ftruncate(&memfd, bytes)?;
+    let range = (GuestAddress(0), usize::try_from(bytes)?, Some(FileOffset::new(memfd.into(), 0)));
+    Ok(Arc::new(GuestMemoryMmap::from_ranges_with_files([range])?))
+}
+
 /// Null devices with one program each: WRITE 4 KiB, everything on (translation, pool, metrics).
 #[derive(Debug)]
 pub struct NullLoad {
@@ -78,11 +86,7 @@ impl NullLoad {
     /// As [`new`](Self::new).
     pub fn of(builder: ServiceBuilder, devices: Vec<DeviceSpec>) -> Result<Self, FieldError> {
         let count = devices.len();
-        // In a file, so that another process can map it.
-        let memfd = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC)?;
-        rustix::fs::ftruncate(&memfd, MEMORY as u64)?;
-        let range = (GuestAddress(0), MEMORY, Some(FileOffset::new(memfd.into(), 0)));
-        let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges_with_files([range])?);
+        let memory = guest_memory(MEMORY as u64)?;
         let service = builder.budget(MEMORY as u64).build(memory.clone())?;
         let (delivery, completions) = Completions::ring(count.next_power_of_two())?;
         let mut subchannels = Vec::with_capacity(count);

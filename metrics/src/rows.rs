@@ -37,6 +37,20 @@ pub struct Family {
     pub help: &'static str,
 }
 
+impl Family {
+    /// A counter.
+    #[must_use]
+    pub const fn counter(name: &'static str, help: &'static str) -> Self {
+        Self { kind: FamilyKind::Counter, name, help }
+    }
+
+    /// A gauge.
+    #[must_use]
+    pub const fn gauge(name: &'static str, help: &'static str) -> Self {
+        Self { kind: FamilyKind::Gauge, name, help }
+    }
+}
+
 /// The values of one set of labels: one for each family, in their order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use vfio_ccw_metrics::{Family, FamilyKind, Registry, Row, SeriesError, ShardMetrics};
+use vfio_ccw_metrics::{Family, Registry, Row, SeriesError, ShardMetrics};
 
 /// What one server counts. Its thread writes, and whoever scrapes reads.
 #[derive(Debug)]
@@ -39,21 +39,9 @@ pub(super) fn take(from: &AtomicU64, less: u64) {
 
 /// What only grows.
 static SUMS: [Family; 3] = [
-    Family {
-        kind: FamilyKind::Counter,
-        name: "vfio_ccw_server_connections_total",
-        help: "Connections of clients.",
-    },
-    Family {
-        kind: FamilyKind::Counter,
-        name: "vfio_ccw_server_messages_total",
-        help: "Messages of clients.",
-    },
-    Family {
-        kind: FamilyKind::Counter,
-        name: "vfio_ccw_server_refusals_total",
-        help: "Messages of clients that were refused.",
-    },
+    Family::counter("vfio_ccw_server_connections_total", "Connections of clients."),
+    Family::counter("vfio_ccw_server_messages_total", "Messages of clients."),
+    Family::counter("vfio_ccw_server_refusals_total", "Messages of clients that were refused."),
 ];
 
 impl Tally {

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use quanta::Clock;
-use vfio_ccw_metrics::{DeviceClass, Family, FamilyKind, RECORDING, Registry, Row, SeriesError};
+use vfio_ccw_metrics::{DeviceClass, Family, RECORDING, Registry, Row, SeriesError};
 
 use crate::architecture::SubchannelId;
 use crate::subchannel::Table;
@@ -157,13 +157,16 @@ struct Standing {
 
 /// Of the service as a whole.
 static ALL: [Family; 4] = [
-    gauge("vfio_ccw_subchannels", "Subchannels that are attached."),
-    gauge(
+    Family::gauge("vfio_ccw_subchannels", "Subchannels that are attached."),
+    Family::gauge(
         "vfio_ccw_requests_queued",
         "Requests that were submitted and that no shard has taken yet.",
     ),
-    gauge("vfio_ccw_requests_in_flight", "Requests that shards have taken and that are not over."),
-    gauge(
+    Family::gauge(
+        "vfio_ccw_requests_in_flight",
+        "Requests that shards have taken and that are not over.",
+    ),
+    Family::gauge(
         "vfio_ccw_oldest_request_seconds",
         "Time since the submission of the oldest request that is not over, of those that were taken; 0 without one.",
     ),
@@ -171,28 +174,20 @@ static ALL: [Family; 4] = [
 
 /// Of each subchannel that has series of its own.
 static EACH: [Family; 4] = [
-    counter("vfio_ccw_subchannel_requests_total", "Requests of a subchannel that ended."),
-    counter(
+    Family::counter("vfio_ccw_subchannel_requests_total", "Requests of a subchannel that ended."),
+    Family::counter(
         "vfio_ccw_subchannel_errors_total",
         "Requests of a subchannel that ended with another outcome than ok.",
     ),
-    counter(
+    Family::counter(
         "vfio_ccw_subchannel_busy_seconds_total",
         "Time that a subchannel had a request, from the shard's taking it to its end.",
     ),
-    gauge(
+    Family::gauge(
         "vfio_ccw_subchannel_oldest_request_seconds",
         "Time since the submission of the request that a subchannel has; 0 without one.",
     ),
 ];
-
-const fn gauge(name: &'static str, help: &'static str) -> Family {
-    Family { kind: FamilyKind::Gauge, name, help }
-}
-
-const fn counter(name: &'static str, help: &'static str) -> Family {
-    Family { kind: FamilyKind::Counter, name, help }
-}
 
 /// Who tells how things stand, as long as the service is there.
 #[derive(Clone)]

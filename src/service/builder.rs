@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
-use vfio_ccw_metrics::{Family, FamilyKind, PageError, Registry, Row, SeriesError};
+use vfio_ccw_metrics::{Family, PageError, Registry, Row, SeriesError};
 use vfio_ccw_pinning::memlock::Memlock;
 use vfio_ccw_pinning::{
     FRAME, Granule, GuestMap, MapError, Mode, Pinner, Pool, PoolError, PoolOptions, Region,
@@ -535,16 +535,14 @@ fn in_range(what: &'static str, value: usize, most: usize) -> Result<(), Service
 
 /// What the pool has counted.
 static POOL_SUMS: [Family; 2] = [
-    Family {
-        kind: FamilyKind::Counter,
-        name: "vfio_ccw_pin_invalidations_total",
-        help: "Pinned frames that were unpinned since their memory was to go.",
-    },
-    Family {
-        kind: FamilyKind::Counter,
-        name: "vfio_ccw_pin_failures_total",
-        help: "Times that pinning failed and a program ran unpinned all the same.",
-    },
+    Family::counter(
+        "vfio_ccw_pin_invalidations_total",
+        "Pinned frames that were unpinned since their memory was to go.",
+    ),
+    Family::counter(
+        "vfio_ccw_pin_failures_total",
+        "Times that pinning failed and a program ran unpinned all the same.",
+    ),
 ];
 
 /// What the pool knows, as series. They hold it weakly: a registry may outlive its service.

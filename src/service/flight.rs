@@ -630,7 +630,10 @@ impl<'a> Passage<'a> {
         let mut kind = self.accepted.kind;
         // One that was not read has another's CCWs in its buffers.
         let program = self.fetched.then_some(&self.flight.program);
-        if let Some(program) = program {
+        // What is timed was asked before.
+        if self.accepted.weight == 0
+            && let Some(program) = program
+        {
             kind.operation = program.operation();
         }
         let recorder = &seat.context.recorder;
@@ -647,14 +650,15 @@ impl<'a> Passage<'a> {
                 Origin::Future { .. } => true,
             };
         // Of a busy shard's requests those that are timed, and those that somebody may ask for.
-        if RECORDING && (outcome != Outcome::Ok || self.accepted.is_watched()) {
+        let watched = self.accepted.is_watched();
+        if RECORDING && (outcome != Outcome::Ok || watched) {
             self.record(irb, outcome);
         }
         match untold {
-            false => self.accepted.complete(irb, outcome),
+            false => self.accepted.complete(irb, outcome, watched),
             true => {
                 let scsw = irb.scsw.merged_with(program_controlled());
-                self.accepted.complete(&IrbHead { scsw, ..*irb }, outcome);
+                self.accepted.complete(&IrbHead { scsw, ..*irb }, outcome, watched);
             }
         }
     }
@@ -674,8 +678,9 @@ impl Accepted<'_> {
         RECORDING && (self.weight > 0 || recorder.is_slow(self.request.submitted, lately.get()))
     }
 
+    /// `watched`: somebody wants to know its time.
     #[inline(always)]
-    fn complete(&mut self, irb: &IrbHead, outcome: Outcome) {
+    fn complete(&mut self, irb: &IrbHead, outcome: Outcome, watched: bool) {
         self.completed = true;
         let (seat, context) = (self.seat, &*self.seat.context);
         context.metrics.complete(outcome);
@@ -684,7 +689,7 @@ impl Accepted<'_> {
             context.metrics.unit_check(irb.sense());
         }
         let (submitted, kind) = (self.request.submitted, self.kind);
-        let of = self.is_watched().then_some(Ended { submitted, kind, weight: self.weight });
+        let of = watched.then_some(Ended { submitted, kind, weight: self.weight });
         match (self.request.origin, &seat.outbox) {
             (Origin::Ring { user_data, .. }, Some(outbox)) => {
                 let subchannel = seat.number;
@@ -723,7 +728,7 @@ impl Accepted<'_> {
         if std::thread::panicking() {
             recorder.last_words(clock);
         }
-        self.complete(&irb, outcome);
+        self.complete(&irb, outcome, self.is_watched());
         debug_assert!(std::thread::panicking(), "a request was dropped without completion");
     }
 }

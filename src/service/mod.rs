@@ -19,6 +19,7 @@
 //! | the thread, its runtime, its dispatcher | `shard.rs`, `runtime.rs`, `dispatcher.rs` |
 //! | what tasks of a shard share | `context.rs`, `outbox.rs` |
 //! | programs that devices apart have | `in_flight.rs` |
+//! | what subchannels have done, and the last requests, for whoever looks | `activity.rs`, `recorder.rs` |
 //! | one subchannel's task, its requests, and what runs it | `task.rs`, `queue.rs`, `flight.rs`, `runner.rs`, `attach.rs` |
 //! | what is chosen for one device; other pinners and modes | `options.rs`, `pinner.rs`, `mode_switch.rs` |
 //! | detaching | `drain.rs` |

@@ -17,6 +17,7 @@ use crate::ratio::{FieldError, Round, Sample};
 use crate::service_load::NullLoad;
 
 use super::Lacking;
+use super::scale::p99_ns;
 
 /// Subchannels of the load, as in `null_iops_vs_sync`.
 const SUBCHANNELS: u16 = 64;
@@ -100,21 +101,15 @@ pub fn scrape_p99(round: &Round) -> Result<Sample, FieldError> {
                         }
                         Ok::<_, io::Error>(())
                     });
-                    let p99 = p99_ns(&mut load.borrow_mut());
+                    let times = load.borrow_mut().latencies(LATENCIES);
                     is_over.store(true, Ordering::Relaxed);
                     scraper.join().map_err(|_| "the scraper has panicked")??;
-                    p99
+                    Ok(p99_ns(times?))
                 })
             },
-            || p99_ns(&mut load.borrow_mut()),
+            || Ok(p99_ns(load.borrow_mut().latencies(LATENCIES)?)),
         )
     })
-}
-
-fn p99_ns(load: &mut NullLoad) -> Result<f64, FieldError> {
-    let mut times = load.latencies(LATENCIES)?;
-    let place = times.len() / 100 * 99;
-    Ok(times.select_nth_unstable(place).1.as_nanos() as f64)
 }
 
 /// Reads a whole page, and returns how many bytes it has.

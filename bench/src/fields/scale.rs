@@ -77,15 +77,19 @@ pub fn few_among_many(round: &Round) -> Result<Sample, FieldError> {
 const NEIGHBOURS: usize = 8;
 const PROGRAMS: usize = 100_000;
 
+/// The 99th percentile of these times, in nanoseconds.
+pub(super) fn p99_ns(mut times: Vec<Duration>) -> f64 {
+    let at = times.len() / 100 * 99;
+    times.select_nth_unstable(at).1.as_nanos() as f64
+}
+
 /// 99th percentile of the time that programs take next to a subchannel whose device never answers and
 /// one whose device takes a millisecond for each command / without these.
 pub fn neighbour_p99(round: &Round) -> Result<Sample, FieldError> {
     let new = || NullLoad::with(Service::builder().subchannels(NEIGHBOURS + 2), NEIGHBOURS);
     let p99 = |load: &mut NullLoad| {
         load.latencies(PROGRAMS / 10)?;
-        let mut times = load.latencies(PROGRAMS)?;
-        let at = times.len() / 100 * 99;
-        Ok::<f64, FieldError>(times.select_nth_unstable(at).1.as_nanos() as f64)
+        Ok::<f64, FieldError>(p99_ns(load.latencies(PROGRAMS)?))
     };
     round.compare(
         || {
