@@ -12,6 +12,7 @@
 //! | [`replacement`] | hit rates of the pool next to other policies |
 //! | [`service_load`] | a service under load, as the figures drive it |
 //! | [`job`] | a job of a job file, on services of its own |
+//! | [`run`], [`machine`] | what is left of loads, and what they ran on |
 //! | [`peer_process`] | the other process of figures that take two |
 //! | [`allocations`] | a count of heap allocations |
 //!
@@ -43,7 +44,9 @@ pub mod allocations;
 pub mod baseline;
 pub mod fields;
 pub mod job;
+pub mod machine;
 pub mod peer_process;
 pub mod ratio;
 pub mod replacement;
+pub mod run;
 pub mod service_load;

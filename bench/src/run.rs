@@ -1,0 +1,197 @@
+//! What a run leaves behind: the JSON that `load` and `compare` write and `report` reads.
+//!
+//! Times are nanoseconds, sizes bytes. What an engine does not have (a baseline has no pin cache) is null.
+
+use serde::{Deserialize, Serialize};
+use vfio_ccw_load::StageRow;
+use vfio_ccw_metrics::Snapshot;
+
+use crate::machine::Machine;
+
+/// What a file holds, by its field `kind`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Run {
+    /// Loads, one after the other.
+    Load(LoadRun),
+    /// Loads in turns, and what they are to each other.
+    Compare(CompareRun),
+}
+
+/// Loads, one after the other.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LoadRun {
+    /// Of this program.
+    pub version: String,
+    /// When it began: UTC, as in 2026-01-31T23:59:59Z.
+    pub date: String,
+    /// Where it ran.
+    pub machine: Machine,
+    /// What was done, in its order.
+    pub jobs: Vec<JobRecord>,
+}
+
+/// Loads in turns, and what they are to each other.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CompareRun {
+    /// Of this program.
+    pub version: String,
+    /// When it began: UTC, as in 2026-01-31T23:59:59Z.
+    pub date: String,
+    /// Where it ran.
+    pub machine: Machine,
+    /// Rounds of each pair.
+    pub rounds: u32,
+    /// Of the intervals, such as 0.99.
+    pub confidence: f64,
+    /// Each measure of each pair.
+    pub rows: Vec<CompareRow>,
+}
+
+/// One measure of two loads.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CompareRow {
+    /// Name of the load that the other is compared with.
+    pub base: String,
+    /// Name of the other.
+    pub other: String,
+    /// `iops`, `p50_ns` or `p99_ns`.
+    pub measure: String,
+    /// Median over the rounds of the base's measure.
+    pub base_value: f64,
+    /// Median over the rounds of the other's.
+    pub other_value: f64,
+    /// Median over the rounds of other / base.
+    pub ratio: f64,
+    /// Lower end of the ratio's interval.
+    pub low: f64,
+    /// Upper end of it.
+    pub high: f64,
+    /// `better`, `worse`, or `same` where the interval has 1 in it.
+    pub verdict: Verdict,
+}
+
+/// What an interval says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// More I/Os a second, or less time.
+    Better,
+    /// The opposite.
+    Worse,
+    /// No difference is shown, which does not show that there is none.
+    Same,
+}
+
+/// What a job did, in one object: all guests together.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobRecord {
+    /// Name of the job.
+    pub name: String,
+    /// What was driven: `inprocess`, `remote`, `kernel`, `null` or a baseline.
+    pub engine: String,
+    /// Shape of the channel programs: `disk` for transfers of a disk, or the shape's name.
+    pub program: String,
+    /// `pinned`, `on-demand` or `cached`.
+    pub mode: Option<String>,
+    /// How shards wait for work.
+    pub wait: Option<String>,
+    /// What waits for files and devices: `io_uring` or `epoll`.
+    pub driver: Option<String>,
+    /// What pins pages.
+    pub pinner: Option<String>,
+    /// Guests.
+    pub guests: u32,
+    /// Subchannels of each.
+    pub subchannels: u32,
+    /// Bytes of one transfer.
+    pub block_bytes: u32,
+    /// Percent of reads.
+    pub read_percent: u8,
+    /// Requests that were due a second, of each guest; none: a closed loop.
+    pub rate_iops: Option<f64>,
+    /// How long the longest of them was measured.
+    pub seconds: f64,
+    /// Requests that completed without failure, after the ramp.
+    pub ios: u64,
+    /// Reads among them.
+    pub reads: u64,
+    /// Writes among them.
+    pub writes: u64,
+    /// Those of the ramp.
+    pub warm_up: u64,
+    /// Requests a second.
+    pub iops: f64,
+    /// MiB a second.
+    pub mib_per_s: f64,
+    /// Requests that failed.
+    pub errors: u64,
+    /// Requests that never came back.
+    pub lost: u64,
+    /// Requests that came back twice.
+    pub duplicate: u64,
+    /// Reads that were compared with what was written.
+    pub checked: u64,
+    /// Reads with wrong data.
+    pub miscompares: u64,
+    /// The longest that a request began after it was due.
+    pub behind_ns: u64,
+    /// Latency: of an open loop from when a request was due.
+    pub latency: StageRecord,
+    /// All latencies: the highest of each bucket in nanoseconds, and how many there are.
+    pub buckets: Vec<(u64, u64)>,
+    /// Latencies of the service's stages, in the order in which requests go through them, `total` last; the
+    /// ramp included. Empty for baselines.
+    pub stages: Vec<StageRecord>,
+    /// Memory of each guest.
+    pub guest_bytes: u64,
+    /// Most that a guest has had pinned.
+    pub pinned_peak_bytes: Option<u64>,
+    /// Most that a guest may have pinned.
+    pub budget_bytes: Option<u64>,
+    /// Share of pages that were pinned already, 0 to 1.
+    pub hit_rate: Option<f64>,
+    /// It was stopped before its end.
+    pub stopped: bool,
+}
+
+/// Quantiles of one stage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StageRecord {
+    /// Its name.
+    pub name: String,
+    /// How many were timed.
+    pub count: u64,
+    /// Median.
+    pub p50_ns: u64,
+    /// 90th percentile.
+    pub p90_ns: u64,
+    /// 99th percentile.
+    pub p99_ns: u64,
+    /// 99.9th percentile.
+    pub p999_ns: u64,
+    /// Longest.
+    pub max_ns: u64,
+}
+
+impl StageRecord {
+    /// What the service has seen of a stage.
+    pub fn of_snapshot(name: &str, stage: &Snapshot) -> Self {
+        Self {
+            name: name.to_owned(),
+            count: stage.count(),
+            p50_ns: stage.quantile(0.5),
+            p90_ns: stage.quantile(0.9),
+            p99_ns: stage.quantile(0.99),
+            p999_ns: stage.quantile(0.999),
+            max_ns: stage.max_ns(),
+        }
+    }
+}
+
+impl From<StageRow> for StageRecord {
+    fn from(row: StageRow) -> Self {
+        let StageRow { name, count, p50_ns, p90_ns, p99_ns, p999_ns, max_ns } = row;
+        Self { name, count, p50_ns, p90_ns, p99_ns, p999_ns, max_ns }
+    }
+}
