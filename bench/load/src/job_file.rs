@@ -22,6 +22,7 @@
 use crate::access::Access;
 use crate::units::parse_bytes;
 use crate::workload::SECTOR;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -77,8 +78,18 @@ pub struct JobSpec {
     pub filename: Option<PathBuf>,
     /// `ioengine`: what is driven; the caller knows the names.
     pub engine: Option<String>,
+    /// `program`: shape of the channel programs; the caller knows the words, as of the next two.
+    pub program: Option<String>,
+    /// `mode`: when guest memory is pinned.
+    pub mode: Option<String>,
+    /// `wait`: how shards wait for work.
+    pub wait: Option<String>,
+    /// `budget`: most bytes of guest memory that are pinned.
+    pub budget: Option<u64>,
     /// `randseed`: seed of all draws. Default: 0.
     pub seed: u64,
+    /// Which options were set, by their first names, and in which line; line 0: not in a file.
+    given: BTreeMap<&'static str, usize>,
 }
 
 impl JobSpec {
@@ -101,8 +112,23 @@ impl JobSpec {
             size: None,
             filename: None,
             engine: None,
+            program: None,
+            mode: None,
+            wait: None,
+            budget: None,
             seed: 0,
+            given: BTreeMap::new(),
         }
+    }
+
+    /// The line in which `option` was set: 0 where that was not in a file, none where it was not set.
+    pub fn line_of(&self, option: &str) -> Option<usize> {
+        self.given.get(option).copied()
+    }
+
+    /// The first of `options` that was set.
+    pub fn first_given(&self, options: &[&'static str]) -> Option<&'static str> {
+        options.iter().copied().find(|option| self.given.contains_key(option))
     }
 
     /// Percent of reads.
@@ -124,6 +150,11 @@ impl JobSpec {
     /// # Errors
     /// No such option, or not with this value.
     pub fn set(&mut self, name: &str, value: &str) -> Result<(), OptionError> {
+        self.set_in_line(0, name, value)
+    }
+
+    /// The same; the option stands in line `line` of a file.
+    fn set_in_line(&mut self, line: usize, name: &str, value: &str) -> Result<(), OptionError> {
         let wrong = |wants: &str| OptionError::Value {
             option: shown(name),
             value: shown(value),
@@ -200,6 +231,17 @@ impl JobSpec {
             "filename" => return Err(wrong("a path")),
             "ioengine" if !value.is_empty() => self.engine = Some(value.to_owned()),
             "ioengine" => return Err(wrong("the name of an engine")),
+            "program" if !value.is_empty() => self.program = Some(value.to_owned()),
+            "program" => return Err(wrong("the name of a shape of channel programs")),
+            "mode" if !value.is_empty() => self.mode = Some(value.to_owned()),
+            "mode" => return Err(wrong("pinned, on-demand or cached")),
+            "wait" if !value.is_empty() => self.wait = Some(value.to_owned()),
+            "wait" => return Err(wrong("sleep, spin or adaptive:MICROSECONDS:PERCENT")),
+            "budget" => {
+                let bytes = parse_bytes(value).ok().filter(|bytes| *bytes >= 4096);
+                self.budget =
+                    Some(bytes.ok_or_else(|| wrong("a size of 4096 bytes at least, such as 64M"))?);
+            }
             "randseed" => {
                 self.seed = within(value, 0..=u64::MAX).ok_or_else(|| wrong("a number"))?;
             }
@@ -212,6 +254,12 @@ impl JobSpec {
                 return Err(OptionError::Unknown { option: shown(other), near: nearest(other) });
             }
         }
+        let name = match name {
+            "readwrite" => "rw",
+            "blocksize" => "bs",
+            other => other,
+        };
+        self.given.extend(OPTIONS.into_iter().find(|option| *option == name).map(|it| (it, line)));
         Ok(())
     }
 
@@ -270,7 +318,8 @@ impl JobFile {
                     None => return Err(at(Fault::Outside { words: shown(words) })),
                 },
             };
-            job.set(name.trim(), value.trim()).map_err(|error| at(Fault::Option(error)))?;
+            job.set_in_line(line, name.trim(), value.trim())
+                .map_err(|error| at(Fault::Option(error)))?;
         }
         for (line, job) in &jobs {
             job.check()
@@ -355,7 +404,7 @@ pub enum OptionError {
 }
 
 /// Every option.
-const OPTIONS: [&str; 19] = [
+const OPTIONS: [&str; 23] = [
     "rw",
     "readwrite",
     "bs",
@@ -373,6 +422,10 @@ const OPTIONS: [&str; 19] = [
     "size",
     "filename",
     "ioengine",
+    "program",
+    "mode",
+    "wait",
+    "budget",
     "randseed",
     "time_based",
 ];
@@ -505,6 +558,9 @@ mod tests {
         assert_eq!((through.size, through.seed, through.numjobs), (Some(1 << 30), 9, 2));
         assert_eq!(through.filename.as_deref(), Some("disk.img".as_ref()));
         assert_eq!(through.engine.as_deref(), Some("remote"));
+        let lines = ["bs", "rw", "size", "budget"].map(|option| through.line_of(option));
+        assert_eq!(lines, [Some(17), Some(19), Some(22), None]);
+        assert_eq!(through.first_given(&["budget", "size", "rw"]), Some("size"));
     }
 
     #[test]
@@ -527,6 +583,8 @@ mod tests {
             ("[a]\nrandom_distribution=zipf:-3\n", 2, "zipf:0.99"),
             ("[a]\nverify=md5\n", 2, "pattern"),
             ("[a]\nsize=huge\n", 2, "64M"),
+            ("[a]\nbudget=1\n", 2, "4096 bytes at least"),
+            ("[a]\nmode=\n", 2, "on-demand"),
             ("[a]\nruntime=1\n[b]\nrw=read\n", 3, "give runtime or number_ios"),
         ] {
             let error = JobFile::parse(text).expect_err(text);

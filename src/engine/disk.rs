@@ -1,19 +1,17 @@
-//! A service as the load generator drives it: one FBA disk a slot, one channel program a request.
+//! Disks: one FBA disk a slot, one channel program a request.
 //!
 //! It does what a guest's driver does: writes DEFINE EXTENT, LOCATE and READ or WRITE with their
 //! IDALs into guest memory, submits, and looks at the status. Linux's `dasd_fba` sends the same
 //! commands.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use vfio_ccw_load::{self as load, Direction, Engine, EngineError, Failure, Request};
-use vfio_ccw_pinning::GuestMap;
+use vfio_ccw_load::{Completion, Direction, Engine, EngineError, Request};
 
-use crate::architecture::{Ccw, CcwFlags, IrbHead, Orb, command};
-use crate::service::{AttachError, Completions, DeviceSpec, Service};
-use crate::subchannel::Subchannel;
+use super::ports::{EngineSetupError, Ports};
+use crate::architecture::{Ccw, CcwFlags, Orb, command};
+use crate::service::{DeviceSpec, Service};
 use crate::volume::{BLOCK, Volume};
 
 /// Guest address of the first slot's program area.
@@ -40,11 +38,7 @@ mod at {
 /// Disks on one volume, one a slot.
 #[derive(Debug)]
 pub struct DiskEngine {
-    memory: Arc<GuestMap>,
-    disks: Vec<Subchannel>,
-    completions: Completions,
-    /// Completions taken from the ring and not yet handed on.
-    refused: Vec<load::Completion>,
+    ports: Ports,
 }
 
 impl DiskEngine {
@@ -70,15 +64,7 @@ impl DiskEngine {
         service: &Service,
         disks: impl ExactSizeIterator<Item = DeviceSpec>,
     ) -> Result<Self, EngineSetupError> {
-        let slots = disks.len();
-        let (delivery, completions) = Completions::ring(slots.next_power_of_two())?;
-        let attach = |disk| service.attach(disk, delivery.clone());
-        Ok(DiskEngine {
-            memory: service.memory().clone(),
-            disks: disks.map(attach).collect::<Result<_, _>>()?,
-            completions,
-            refused: Vec::with_capacity(slots),
-        })
+        Ok(DiskEngine { ports: Ports::attach(service, disks)? })
     }
 
     /// Asks the disk of `slot`, which does nothing else, how many blocks it has.
@@ -93,16 +79,16 @@ impl DiskEngine {
         self.put(area + at::CCWS, &ccw.to_format_1())?;
         let orb = Orb::new((area + at::CCWS) as u32);
         let closed = |reason: &str| EngineError::Closed { reason: reason.to_owned() };
-        self.disks[slot].submit(&orb, slot as u64).map_err(|error| closed(&error.to_string()))?;
+        self.ports.start(slot, &orb);
         let mut done = Vec::new();
         self.reap(&mut done, Some(patience))?;
         match done.pop() {
             None => return Err(closed("the disk does not answer")),
-            Some(load::Completion { outcome: Err(failure), .. }) => {
+            Some(Completion { outcome: Err(failure), .. }) => {
                 let failure = format!("the disk does not say how large it is: {failure}");
                 return Err(closed(&failure));
             }
-            Some(load::Completion { outcome: Ok(()), .. }) => {}
+            Some(Completion { outcome: Ok(()), .. }) => {}
         }
         let mut characteristics = [0; 32];
         self.read_guest(data, &mut characteristics)?;
@@ -121,11 +107,7 @@ impl DiskEngine {
     }
 
     fn put(&self, gpa: u64, bytes: &[u8]) -> Result<(), EngineError> {
-        if self.memory.write(gpa, bytes) {
-            return Ok(());
-        }
-        let reason = "the guest's regions do not reach there".into();
-        Err(EngineError::Memory { gpa, bytes: bytes.len(), reason })
+        self.ports.write_guest(gpa, bytes)
     }
 
     /// Writes the program of `request` and returns the ORB that starts it.
@@ -183,41 +165,9 @@ impl DiskEngine {
     }
 }
 
-/// Why an engine cannot be made.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum EngineSetupError {
-    /// The service takes no more devices.
-    #[error(transparent)]
-    Attach(#[from] AttachError),
-    /// No eventfd for the completion ring.
-    #[error(
-        "no eventfd for the completion ring: {0}; raise the limit of open files with 'ulimit -n'"
-    )]
-    Ring(#[from] io::Error),
-}
-
-fn outcome(irb: &IrbHead) -> Result<(), Failure> {
-    let scsw = &irb.scsw;
-    if scsw.is_clean_end() {
-        return match scsw.count() {
-            0 => Ok(()),
-            residual => Err(Failure::Short { residual: residual.into() }),
-        };
-    }
-    match scsw.deferred_cc() {
-        0 => Err(Failure::Status {
-            device: scsw.device_status().bits(),
-            subchannel: scsw.subchannel_status().bits(),
-            sense: irb.sense().first().copied().unwrap_or(0),
-        }),
-        condition_code => Err(Failure::Deferred { condition_code }),
-    }
-}
-
 impl Engine for DiskEngine {
     fn slots(&self) -> usize {
-        self.disks.len()
+        self.ports.slots()
     }
 
     fn submit(&mut self, requests: &[Request]) -> Result<(), EngineError> {
@@ -230,37 +180,17 @@ impl Engine for DiskEngine {
                 return Err(EngineError::Closed { reason });
             }
             let orb = self.write_program(request)?;
-            if self.disks[request.slot].submit(&orb, request.slot as u64).is_err() {
-                let outcome = Err(Failure::Refused { condition_code: 3 });
-                self.refused.push(load::Completion { slot: request.slot, outcome });
-            }
+            self.ports.start(request.slot, &orb);
         }
         Ok(())
     }
 
     fn reap(
         &mut self,
-        done: &mut Vec<load::Completion>,
+        done: &mut Vec<Completion>,
         wait: Option<Duration>,
     ) -> Result<(), EngineError> {
-        let before = done.len();
-        done.append(&mut self.refused);
-        let take = |completions: &mut Completions, done: &mut Vec<load::Completion>| {
-            completions.reap(usize::MAX, |completion| {
-                done.push(load::Completion {
-                    slot: completion.user_data as usize,
-                    outcome: outcome(&completion.irb),
-                });
-            });
-        };
-        take(&mut self.completions, done);
-        if let Some(wait) = wait
-            && done.len() == before
-        {
-            self.completions.wait(Some(wait)).map_err(EngineError::Io)?;
-            take(&mut self.completions, done);
-        }
-        Ok(())
+        self.ports.reap(done, wait)
     }
 
     fn write_guest(&self, gpa: u64, bytes: &[u8]) -> Result<(), EngineError> {
@@ -268,10 +198,6 @@ impl Engine for DiskEngine {
     }
 
     fn read_guest(&self, gpa: u64, bytes: &mut [u8]) -> Result<(), EngineError> {
-        if self.memory.read(gpa, bytes) {
-            return Ok(());
-        }
-        let reason = "the guest's regions do not reach there".into();
-        Err(EngineError::Memory { gpa, bytes: bytes.len(), reason })
+        self.ports.read_guest(gpa, bytes)
     }
 }
