@@ -1,269 +1,204 @@
 //! One job of a job file: guests under the load that it describes.
 //!
-//! Each of its `numjobs` is a guest of its own: a thread, a service, and disks on a volume.
+//! Each of its `numjobs` is a guest of its own: a thread, an engine, and subchannels.
 
-use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 
-use serde::Serialize;
-use vfio_ccw::engine::DiskEngine;
-use vfio_ccw::volume::Volume;
-use vfio_ccw::{Mode, Service, WaitStrategy};
 use vfio_ccw_load::closed_loop::{self, ClosedLoop, Limit, LoadReport};
-use vfio_ccw_load::job_file::{JobSpec, Rw};
 use vfio_ccw_load::open_loop::{self, OpenLoop};
-use vfio_ccw_load::workload::PAGE;
-use vfio_ccw_load::{Access, Buffers, Progress, Quiet, StageRow, Workload};
+use vfio_ccw_load::{Progress, Quiet, StageRow};
+use vfio_ccw_metrics::{CounterKind, Registry, Stage, Totals};
 
+use crate::engines::{Driven, EngineKind, Plan, Refused};
 use crate::ratio::FieldError;
-use crate::service_load::guest_memory;
-
-/// The engine that is built in: disks in the process.
-pub const IN_PROCESS: &str = "inprocess";
-
-/// Bytes of a scratch volume where `size` says nothing.
-const SCRATCH: u64 = 64 << 20;
-
-/// Guest memory of each subchannel that data is transferred to and from, at least.
-const BUFFERS: u64 = 64 << 10;
-
-/// How the services of a job run.
-#[derive(Debug, Clone, Copy)]
-pub struct Settings {
-    /// When pages are pinned.
-    pub mode: Mode,
-    /// How shards wait for work.
-    pub wait: WaitStrategy,
-    /// Most guest memory that is pinned; `None`: as the service chooses.
-    pub budget: Option<u64>,
-}
+use crate::run::{JobRecord, StageRecord};
 
 /// What became of a job: of all its guests together.
 #[derive(Debug)]
-pub struct Outcome {
-    /// The job.
-    pub spec: JobSpec,
+pub struct Outcome<'s> {
+    plan: Plan<'s>,
     /// One for each guest.
-    pub reports: Vec<LoadReport>,
+    guests: Vec<Guest>,
 }
 
-/// Runs `spec`. `progress` sees the first of its guests.
+/// What became of a guest.
+#[derive(Debug)]
+struct Guest {
+    report: LoadReport,
+    guest_bytes: u64,
+    moved: u32,
+    service: Option<ServiceFacts>,
+}
+
+/// What its service knows.
+#[derive(Debug)]
+struct ServiceFacts {
+    totals: Totals,
+    driver: &'static str,
+    pinner: String,
+    pinned_peak: u64,
+    budget: u64,
+}
+
+/// Runs the job of `plan`. `progress` sees the first of its guests; all of them tell `registry` what they measure.
 ///
 /// # Errors
-/// A job that cannot be; a volume or service that cannot be had; an engine that fails as a whole.
-pub fn run(
-    spec: &JobSpec,
-    settings: Settings,
+/// [`Refused`] for what the plan could not know; a volume or service that cannot be had; an engine that fails as a
+/// whole.
+pub fn run<'s>(
+    plan: &Plan<'s>,
+    registry: &Registry,
     progress: &mut dyn Progress,
     stop: &AtomicBool,
-) -> Result<Outcome, FieldError> {
-    check(spec)?;
-    let reports = thread::scope(|scope| {
-        let others: Vec<_> = (1..spec.numjobs)
-            .map(|number| scope.spawn(move || one(spec, number, settings, &mut Quiet, stop)))
+) -> Result<Outcome<'s>, FieldError> {
+    let guests = thread::scope(|scope| {
+        let others: Vec<_> = (1..plan.spec.numjobs)
+            .map(|number| scope.spawn(move || guest(plan, number, registry, &mut Quiet, stop)))
             .collect();
-        let mut reports = vec![one(spec, 0, settings, progress, stop)];
+        let mut guests = vec![guest(plan, 0, registry, progress, stop)];
         for other in others {
-            reports.push(
-                other.join().unwrap_or_else(|_| Err("a guest's thread has panicked".to_owned())),
-            );
+            guests
+                .push(other.join().unwrap_or_else(|_| Err("a guest's thread has panicked".into())));
         }
-        reports.into_iter().collect::<Result<Vec<_>, String>>()
+        guests.into_iter().collect::<Result<Vec<_>, FieldError>>()
     })?;
-    Ok(Outcome { spec: spec.clone(), reports })
+    Ok(Outcome { plan: *plan, guests })
 }
 
-/// What this engine cannot do.
-fn check(spec: &JobSpec) -> Result<(), FieldError> {
-    if let Some(engine) = spec.engine.as_deref()
-        && engine != IN_PROCESS
-    {
-        return Err(format!("ioengine={engine}: there is {IN_PROCESS} so far").into());
-    }
-    if spec.numjobs > 1 && spec.filename.is_some() && spec.rw != Rw::Read {
-        return Err(format!(
-            "numjobs={} with filename: the guests would write over each other; leave filename out, or read only",
-            spec.numjobs
-        )
-        .into());
-    }
-    Ok(())
-}
-
-/// One guest's share. The error as text, as it goes from thread to thread.
-fn one(
-    spec: &JobSpec,
-    number: u32,
-    settings: Settings,
-    progress: &mut dyn Progress,
-    stop: &AtomicBool,
-) -> Result<LoadReport, String> {
-    guest(spec, number, settings, progress, stop).map_err(|error| error.to_string())
-}
-
+/// One guest's share.
 fn guest(
-    spec: &JobSpec,
+    plan: &Plan<'_>,
     number: u32,
-    settings: Settings,
+    registry: &Registry,
     progress: &mut dyn Progress,
     stop: &AtomicBool,
-) -> Result<LoadReport, FieldError> {
-    let slots = spec.iodepth as usize;
-    let scratch;
-    let volume = match &spec.filename {
-        Some(path) => open(path, spec)?,
-        None => {
-            scratch = tempfile::Builder::new().prefix("vfio-ccw-bench-").tempfile()?;
-            scratch.as_file().set_len(spec.size.unwrap_or(SCRATCH).next_multiple_of(512))?;
-            Volume::open(scratch.path(), false)?
-        }
-    };
-    let bytes = spec.size.unwrap_or(volume.bytes());
-    let base = DiskEngine::buffers_base(slots);
-    let bytes_per_slot = u64::from(spec.block_bytes).next_multiple_of(PAGE).max(BUFFERS);
-    let workload = Workload {
-        read_percent: spec.read_percent(),
-        access: spec.access(),
-        buffers: Buffers { base, bytes_per_slot, access: Access::Uniform },
-        seed: spec.seed.wrapping_add(u64::from(number)),
-        ..Workload::new(bytes, spec.block_bytes)
-    };
-    // Known now, not after everything is set up.
-    workload.generator(slots)?;
-    let memory = guest_memory((base + bytes_per_slot * slots as u64).next_multiple_of(1 << 20))?;
-    let builder = Service::builder().subchannels(slots).mode(settings.mode).wait(settings.wait);
-    let builder = match settings.budget {
-        Some(bytes) => builder.budget(bytes),
-        None => builder,
-    };
-    let service = builder.build(memory)?;
-    let mut engine = DiskEngine::attach(&service, &Arc::new(volume), slots)?;
+) -> Result<Guest, FieldError> {
+    let spec = plan.spec;
+    let mut driven = Driven::new(plan, number, registry.clone())?;
+    let (engine, workload) = driven.parts();
     let load = ClosedLoop {
         limit: Limit { duration: spec.runtime, ios: spec.number_ios },
         verify: spec.verify,
         ramp: spec.ramp_time,
-        ..ClosedLoop::new(workload)
+        ..ClosedLoop::new(workload.clone())
     };
-    Ok(match spec.rate_iops {
-        None => closed_loop::run(&mut engine, &load, progress, stop)?,
+    let report = match spec.rate_iops {
+        None => closed_loop::run(engine, &load, progress, stop)?,
         Some(requests_per_second) => {
             let job = OpenLoop { load, requests_per_second };
-            open_loop::run(&mut engine, &job, progress, stop)?
+            open_loop::run(engine, &job, progress, stop)?
         }
-    })
+    };
+    let service = driven.service().map(|service| ServiceFacts {
+        totals: service.totals(),
+        driver: service.driver().name(),
+        pinner: service.pool().pinner().to_owned(),
+        pinned_peak: service.pool().peak_bytes(),
+        budget: service.pool().budget_bytes(),
+    });
+    let (guest_bytes, moved) = (driven.guest_bytes(), driven.moved());
+    Ok(Guest { report, guest_bytes, moved, service })
 }
 
-fn open(path: &Path, spec: &JobSpec) -> Result<Volume, FieldError> {
-    let volume = Volume::open(path, spec.rw == Rw::Read)?;
-    match spec.size {
-        Some(size) if size > volume.bytes() => Err(format!(
-            "size={size}: {} has {} bytes; give less, or a larger image",
-            path.display(),
-            volume.bytes()
-        )
-        .into()),
-        _ => Ok(volume),
-    }
-}
+/// A rate counts as kept when so much of it was done.
+const KEPT: f64 = 0.98;
 
-impl Outcome {
+impl Outcome<'_> {
     /// Whether every request completed once, without failure and with the right data.
     pub fn is_clean(&self) -> bool {
-        self.reports.iter().all(LoadReport::is_clean)
+        self.guests.iter().all(|guest| guest.report.is_clean())
+    }
+
+    /// Whether as much was done a second as was due. Always of a closed loop.
+    pub fn kept_its_rate(&self) -> bool {
+        let rate = self.plan.spec.rate_iops;
+        let guests = &self.guests;
+        rate.is_none_or(|rate| guests.iter().all(|guest| guest.report.iops() >= rate * KEPT))
+    }
+
+    /// The first wrong reads, in words.
+    pub fn first_miscompares(&self) -> impl Iterator<Item = &String> {
+        self.guests.iter().flat_map(|guest| &guest.report.first_miscompares)
     }
 
     /// What is left of it, for programs.
     pub fn record(&self) -> JobRecord {
-        let sum = |of: fn(&LoadReport) -> u64| self.reports.iter().map(of).sum::<u64>();
-        let mut latency = self.reports[0].latency.clone();
+        let (plan, spec) = (&self.plan, self.plan.spec);
+        let reports = || self.guests.iter().map(|guest| &guest.report);
+        let sum = |of: fn(&LoadReport) -> u64| reports().map(of).sum::<u64>();
+        let first = &self.guests[0];
+        let mut latency = first.report.latency.clone();
         // Nothing is recorded beyond what they all hold.
-        self.reports[1..].iter().for_each(|report| latency += &report.latency);
-        let behind = self.reports.iter().map(|report| report.behind).max();
+        reports().skip(1).for_each(|report| latency += &report.latency);
+        let behind = reports().map(|report| report.behind).max().unwrap_or(Duration::ZERO);
+        let iops: f64 = reports().map(LoadReport::iops).sum();
+        let facts = || self.guests.iter().filter_map(|guest| guest.service.as_ref());
+        let mut totals = Totals::default();
+        facts().for_each(|facts| totals.merge(&facts.totals));
+        let gets = totals.counter(CounterKind::PinGets);
+        let hits = totals.counter(CounterKind::PinHits);
+        let waits = !matches!(
+            plan.kind,
+            EngineKind::SyncEpoll | EngineKind::QemuShape | EngineKind::PerRequestPin
+        );
         JobRecord {
-            name: self.spec.name.clone(),
-            guests: self.spec.numjobs,
-            subchannels: self.spec.iodepth,
-            block_bytes: self.spec.block_bytes,
-            rate_iops: self.spec.rate_iops,
-            seconds: self.reports.iter().map(|report| report.seconds).fold(0.0, f64::max),
+            name: spec.name.clone(),
+            engine: plan.kind.name().to_owned(),
+            program: plan.program.name().to_owned(),
+            mode: first.service.is_some().then(|| plan.mode.to_string()),
+            wait: waits.then(|| plan.wait.to_string()),
+            driver: facts().next().map(|facts| facts.driver.to_owned()),
+            pinner: facts().next().map(|facts| facts.pinner.clone()),
+            guests: spec.numjobs,
+            subchannels: spec.iodepth,
+            block_bytes: first.moved,
+            read_percent: spec.read_percent(),
+            rate_iops: spec.rate_iops,
+            seconds: reports().map(|report| report.seconds).fold(0.0, f64::max),
             ios: sum(|report| report.ios),
             reads: sum(|report| report.reads),
             writes: sum(|report| report.writes),
             warm_up: sum(|report| report.warm_up),
-            iops: self.reports.iter().map(LoadReport::iops).sum(),
-            mib_per_s: self.reports.iter().map(LoadReport::mib_per_s).sum(),
+            iops,
+            mib_per_s: iops * f64::from(first.moved) / f64::from(1 << 20),
             errors: sum(|report| report.errors),
             lost: sum(|report| report.lost),
             duplicate: sum(|report| report.duplicate),
             checked: sum(|report| report.checked),
             miscompares: sum(|report| report.miscompares),
-            behind_ns: behind.unwrap_or(Duration::ZERO).as_nanos() as u64,
-            latency: StageRow::of_histogram("latency", &latency),
+            behind_ns: behind.as_nanos() as u64,
+            latency: StageRow::of_histogram("latency", &latency).into(),
             buckets: latency
                 .iter_recorded()
                 .map(|bucket| (bucket.value_iterated_to(), bucket.count_at_value()))
                 .collect(),
-            stopped: self.reports.iter().any(|report| report.stopped),
+            stages: match facts().next() {
+                None => Vec::new(),
+                Some(_) => Stage::ALL
+                    .iter()
+                    .map(|stage| StageRecord::of_snapshot(stage.name(), &totals.stage(*stage)))
+                    .collect(),
+            },
+            guest_bytes: first.guest_bytes,
+            pinned_peak_bytes: facts().map(|facts| facts.pinned_peak).max(),
+            budget_bytes: facts().map(|facts| facts.budget).max(),
+            hit_rate: (gets > 0).then(|| hits as f64 / gets as f64),
+            stopped: reports().any(|report| report.stopped),
         }
     }
 }
 
-/// What a job did, in one object: all guests together.
-#[derive(Debug, Clone, Serialize)]
-pub struct JobRecord {
-    /// Name of the job.
-    pub name: String,
-    /// Guests.
-    pub guests: u32,
-    /// Subchannels of each.
-    pub subchannels: u32,
-    /// Bytes of one transfer.
-    pub block_bytes: u32,
-    /// Requests that were due a second, of each guest; none: a closed loop.
-    pub rate_iops: Option<f64>,
-    /// How long the longest of them was measured.
-    pub seconds: f64,
-    /// Requests that completed without failure, after the ramp.
-    pub ios: u64,
-    /// Reads among them.
-    pub reads: u64,
-    /// Writes among them.
-    pub writes: u64,
-    /// Those of the ramp.
-    pub warm_up: u64,
-    /// Requests a second.
-    pub iops: f64,
-    /// MiB a second.
-    pub mib_per_s: f64,
-    /// Requests that failed.
-    pub errors: u64,
-    /// Requests that never came back.
-    pub lost: u64,
-    /// Requests that came back twice.
-    pub duplicate: u64,
-    /// Reads that were compared with what was written.
-    pub checked: u64,
-    /// Reads with wrong data.
-    pub miscompares: u64,
-    /// The longest that a request began after it was due, in nanoseconds.
-    pub behind_ns: u64,
-    /// Latency: of an open loop from when a request was due.
-    pub latency: StageRow,
-    /// All latencies: the highest of each bucket in nanoseconds, and how many there are.
-    pub buckets: Vec<(u64, u64)>,
-    /// It was stopped before its end.
-    pub stopped: bool,
+/// The line of the job file that an error is about.
+pub fn line_of(error: &FieldError) -> Option<usize> {
+    error.downcast_ref::<Refused>().and_then(|refused| refused.line)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const SETTINGS: Settings =
-        Settings { mode: Mode::Cached, wait: WaitStrategy::Sleep, budget: Some(16 << 20) };
+    use vfio_ccw_load::job_file::JobSpec;
 
     fn job(options: &[(&str, &str)]) -> JobSpec {
         let mut spec = JobSpec::new("job");
@@ -272,7 +207,10 @@ mod tests {
     }
 
     fn record(options: &[(&str, &str)]) -> JobRecord {
-        let outcome = run(&job(options), SETTINGS, &mut Quiet, &AtomicBool::new(false)).unwrap();
+        let spec = job(options);
+        let plan = Plan::of(&spec).unwrap();
+        let registry = Registry::new();
+        let outcome = run(&plan, &registry, &mut Quiet, &AtomicBool::new(false)).unwrap();
         assert!(outcome.is_clean(), "{outcome:?}");
         outcome.record()
     }
@@ -287,14 +225,47 @@ mod tests {
             ("number_ios", "300"),
             ("size", "1M"),
             ("verify", "pattern"),
+            ("wait", "sleep"),
+            ("budget", "16M"),
         ]);
         assert_eq!((record.ios, record.lost, record.miscompares), (600, 0, 0));
         assert!(record.checked > 0 && record.writes > 100 && record.reads > 200, "{record:?}");
         assert_eq!(record.latency.count, 600);
         assert_eq!(record.buckets.iter().map(|bucket| bucket.1).sum::<u64>(), 600);
+        assert_eq!(record.budget_bytes, Some(16 << 20));
+        assert!(record.pinned_peak_bytes.is_some_and(|bytes| bytes > 0), "{record:?}");
+        let total = record.stages.last().unwrap();
+        assert_eq!(total.name, "total");
         let json = serde_json::to_value(&record).unwrap();
         assert_eq!(json["subchannels"], 4);
         assert!(json["latency"]["p99_ns"].as_u64().is_some_and(|p99| p99 > 0));
+        assert_eq!(serde_json::from_value::<JobRecord>(json).unwrap(), record);
+    }
+
+    #[test]
+    fn every_engine_of_this_process_runs_every_program_it_knows() {
+        for kind in EngineKind::ALL {
+            if matches!(kind, EngineKind::Remote | EngineKind::Kernel) {
+                continue;
+            }
+            let mut shapes: Vec<&str> =
+                crate::engines::Shape::ALL.iter().map(|shape| shape.name()).collect();
+            if kind == EngineKind::InProcess {
+                shapes = vec!["disk"];
+            }
+            for shape in shapes {
+                let options = [
+                    ("ioengine", kind.name()),
+                    ("program", shape),
+                    ("iodepth", "5"),
+                    ("number_ios", "40"),
+                ];
+                let record = record(&options);
+                assert_eq!((record.ios, record.latency.count), (40, 40), "{record:?}");
+                assert_eq!(record.stages.is_empty(), kind.is_baseline(), "{record:?}");
+                assert_eq!((record.engine.as_str(), record.program.as_str()), (kind.name(), shape));
+            }
+        }
     }
 
     #[test]
@@ -308,20 +279,22 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused_with_a_remedy() {
+    fn what_turns_out_not_to_be_is_refused_with_a_remedy() {
         let refused = |options: &[(&str, &str)]| {
-            let error = run(&job(options), SETTINGS, &mut Quiet, &AtomicBool::new(false));
+            let spec = job(options);
+            let plan = Plan::of(&spec).unwrap();
+            let error = run(&plan, &Registry::new(), &mut Quiet, &AtomicBool::new(false));
             error.expect_err("refused").to_string()
         };
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(1 << 20).unwrap();
         let path = image.path().to_str().unwrap();
-        assert!(refused(&[("ioengine", "libaio")]).contains("inprocess"));
-        let shared = [("filename", path), ("numjobs", "2"), ("rw", "write")];
-        assert!(refused(&shared).contains("write over each other"));
         let small = refused(&[("filename", path), ("size", "2M"), ("number_ios", "1")]);
         assert!(small.contains("has 1048576 bytes"), "{small}");
         let many = refused(&[("filename", path), ("iodepth", "1024"), ("number_ios", "1")]);
         assert!(many.contains("1024"), "{many}");
+        let remote =
+            refused(&[("ioengine", "remote"), ("filename", "/nowhere"), ("number_ios", "1")]);
+        assert!(remote.contains("vfio-ccw serve"), "{remote}");
     }
 }

@@ -11,6 +11,7 @@
 //! | [`baseline`] | peers that no library provides |
 //! | [`replacement`] | hit rates of the pool next to other policies |
 //! | [`service_load`] | a service under load, as the figures drive it |
+//! | [`engines`] | what jobs drive |
 //! | [`job`] | a job of a job file, on services of its own |
 //! | [`run`], [`machine`] | what is left of loads, and what they ran on |
 //! | [`peer_process`] | the other process of figures that take two |
@@ -42,6 +43,7 @@
 
 pub mod allocations;
 pub mod baseline;
+pub mod engines;
 pub mod fields;
 pub mod job;
 pub mod machine;

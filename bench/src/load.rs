@@ -1,19 +1,27 @@
 //! The load generator: jobs of a file, or one of the command line.
 
 use std::fs;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, BufWriter, IsTerminal, Read, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Instant, SystemTime};
 
 use clap::{ArgMatches, Args, Command};
-use serde::Serialize;
-use vfio_ccw::{Mode, WaitStrategy};
-use vfio_ccw_bench::job::{self, JobRecord, Settings};
+use hdrhistogram::serialization::V2DeflateSerializer;
+use hdrhistogram::serialization::interval_log::IntervalLogWriterBuilder;
+use vfio_ccw_bench::engines::Plan;
+use vfio_ccw_bench::job::{self, Outcome};
+use vfio_ccw_bench::machine::{Machine, now};
 use vfio_ccw_bench::ratio::FieldError;
+use vfio_ccw_bench::run::{JobRecord, LoadRun, Run};
 use vfio_ccw_load::job_file::{JobFileError, JobSpec, OptionError};
 use vfio_ccw_load::units::{Bytes, Count, Nanos};
-use vfio_ccw_load::{JobFile, LiveLine, Progress, Quiet, parse_bytes};
+use vfio_ccw_load::{JobFile, LiveLine, Progress, Quiet};
+use vfio_ccw_metrics::{Endpoint, EndpointError, Registry};
+
+use crate::hdr_log::{Log, Logged};
 
 const EXAMPLES: &str = "\
 Names and meanings are those of fio. A job is as many guests as numjobs says, each with a service
@@ -21,10 +29,26 @@ of its own, and iodepth subchannels with a channel program in flight each. Jobs 
 after the other. With rate_iops requests are made by the clock, and their latency is counted from
 when they were due, whether a subchannel was free or not.
 
+Engines (--ioengine):
+  inprocess   FBA disks in this process; on a scratch volume, or on the image --filename
+  remote      devices of 'vfio-ccw serve': --filename names a socket, or a folder of sockets
+  kernel      devices of the kernel's vfio-ccw on s390x, such as --filename 0.0.1234,0.0.1235
+  null        devices that do nothing, for channel programs of some shape: --program
+and baselines, other ways to do the same with a device that does nothing:
+  sync-epoll       write the region, epoll, read the eventfd, read the region: the least there is
+  per-request-pin  the same, with translation, and pages pinned and unpinned for each request
+  qemu-shape       the same, with one ppoll over all devices
+  null-translate   rings to a thread and back, and nothing behind them
+
+Programs (--program): disk; plain (4 KiB), idal (64 pages), chain (200 CCWs), search (a loop of SEARCH
+and TIC), sense (SENSE ID).
+
 Examples:
   vfio-ccw-bench load --rw randread --iodepth 32 --runtime 10
   vfio-ccw-bench load --rw randrw --rwmixread 70 --verify pattern --number_ios 1000000
   vfio-ccw-bench load --rw randread --iodepth 64 --rate_iops 100000 --runtime 30 --json -
+  vfio-ccw-bench load --ioengine null --program idal --iodepth 64 --runtime 5 --mode on-demand
+  vfio-ccw-bench load --ioengine remote --filename /run/vfio-ccw --iodepth 8 --rw randread --runtime 10
   vfio-ccw-bench load jobs.fio --json run.json      sections [global] and [name] of option=value
   vfio-ccw-bench load jobs.fio --iodepth 8          the file, but for what is said here";
 
@@ -38,15 +62,15 @@ pub struct Load {
     /// Write the results as JSON there too; - for standard output instead of the table.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// When guest pages are pinned: pinned, on-demand or cached.
-    #[arg(long, value_name = "MODE", default_value = "cached")]
-    mode: Mode,
-    /// How shards wait for work: sleep, spin or adaptive:MICROSECONDS:PERCENT.
-    #[arg(long, value_name = "STRATEGY", default_value_t)]
-    wait: WaitStrategy,
-    /// Most guest memory that is pinned [default: 64MiB, or what RLIMIT_MEMLOCK allows].
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
-    budget: Option<u64>,
+    /// Write latencies there as a log of HdrHistogram's: a line a second, with the job's name as tag.
+    #[arg(long, value_name = "FILE")]
+    hdr: Option<PathBuf>,
+    /// Serve metrics of the services there for as long as it runs, such as at 127.0.0.1:9464.
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<SocketAddr>,
+    /// Check the jobs, and run nothing.
+    #[arg(long)]
+    check: bool,
     /// No progress on standard error.
     #[arg(long, short)]
     quiet: bool,
@@ -59,7 +83,7 @@ pub struct Load {
 struct JobOptions(Vec<(&'static str, String)>);
 
 /// Name, what it is given, and what it means.
-const OPTIONS: [(&str, &str, &str); 15] = [
+const OPTIONS: [(&str, &str, &str); 19] = [
     ("rw", "PATTERN", "read, write, rw, randread, randwrite or randrw"),
     ("bs", "BYTES", "Bytes of one transfer, a multiple of 512 [default: 4k]"),
     ("iodepth", "N", "Subchannels, with a program in flight each [default: 1]"),
@@ -72,8 +96,20 @@ const OPTIONS: [(&str, &str, &str); 15] = [
     ("random_distribution", "HOW", "random or zipf:THETA [default: random]"),
     ("verify", "HOW", "pattern: compare what is read with what was written"),
     ("size", "BYTES", "Bytes of the volume [default: 64M, or the whole image]"),
-    ("filename", "FILE", "An image [default: a scratch volume for each guest]"),
-    ("ioengine", "NAME", "What is driven: inprocess"),
+    ("filename", "FILE", "An image, sockets or devices [default: a scratch volume for each guest]"),
+    ("ioengine", "NAME", "What is driven, see below [default: inprocess]"),
+    ("program", "SHAPE", "Channel programs, see below [default: disk, or plain]"),
+    ("mode", "MODE", "When guest pages are pinned: pinned, on-demand or cached [default: cached]"),
+    (
+        "wait",
+        "HOW",
+        "How shards wait: sleep, spin or adaptive:MICROSECONDS:PERCENT [default: adaptive]",
+    ),
+    (
+        "budget",
+        "BYTES",
+        "Most guest memory that is pinned [default: 64M, or what RLIMIT_MEMLOCK allows]",
+    ),
     ("randseed", "N", "Seed of all draws [default: 0]"),
 ];
 
@@ -132,71 +168,138 @@ pub enum LoadError {
     #[error("the job has no end: give --runtime or --number_ios, or a job file")]
     Endless,
     /// A job could not run.
-    #[error("job '{name}': {source}")]
+    #[error("{}job '{name}': {source}", Where(file, source))]
     Job {
+        /// The file it is in.
+        file: Option<PathBuf>,
         /// Its name.
         name: String,
         /// Why.
         source: FieldError,
     },
+    /// No metrics there.
+    #[error("--metrics: {0}")]
+    Metrics(#[from] EndpointError),
     /// The results cannot be written.
     #[error("results: {0}")]
     Output(#[from] io::Error),
+    /// Nor to this file.
+    #[error("{}: {source}", path.display())]
+    OutputFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
 }
 
-/// All jobs.
-#[derive(Debug, Serialize)]
-struct Run {
-    version: &'static str,
-    machine: String,
-    mode: String,
-    wait: String,
-    jobs: Vec<JobRecord>,
+/// The file and line that an error is about, as the errors of the file's syntax say it.
+struct Where<'a>(&'a Option<PathBuf>, &'a FieldError);
+
+impl std::fmt::Display for Where<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.0, job::line_of(self.1)) {
+            (Some(file), Some(_)) => write!(f, "job file {}: ", file.display()),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Load {
     /// Runs it. `false`: data was wrong, or a request was lost, doubled or failed.
     pub fn run(&self) -> Result<bool, LoadError> {
         let specs = self.specs()?;
+        // All of them, before the first runs for an hour.
+        let plans = (specs.iter())
+            .map(|spec| Plan::of(spec).map_err(|refused| self.of_job(spec, refused.into())))
+            .collect::<Result<Vec<_>, _>>()?;
+        if self.check {
+            writeln!(io::stdout(), "{} jobs, nothing wrong", plans.len())?;
+            return Ok(true);
+        }
         let stop = Arc::new(AtomicBool::new(false));
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
             // A second one ends the process.
             signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())?;
             signal_hook::flag::register(signal, stop.clone())?;
         }
-        let settings = Settings { mode: self.mode, wait: self.wait, budget: self.budget };
-        let (mut jobs, mut is_clean) = (Vec::new(), true);
-        for spec in &specs {
-            // Relaxed: the flag is all that the signal says.
-            if stop.load(Ordering::Relaxed) {
-                break;
+        let registry = Registry::new();
+        let _endpoint =
+            self.metrics.map(|address| Endpoint::bind(address, registry.clone())).transpose()?;
+        let date = now();
+        let jobs = match &self.hdr {
+            None => self.jobs(&plans, &registry, None, &stop)?,
+            Some(path) => {
+                let failed = |source| LoadError::OutputFile { path: path.clone(), source };
+                let mut out = BufWriter::new(fs::File::create(path).map_err(failed)?);
+                let mut serializer = V2DeflateSerializer::new();
+                let mut log = IntervalLogWriterBuilder::new()
+                    .add_comment("[Histogram log format version 1.3]")
+                    .with_start_time(SystemTime::now())
+                    .begin_log_with(&mut out, &mut serializer)
+                    .map_err(failed)?;
+                let jobs = self.jobs(&plans, &registry, Some(&mut log), &stop)?;
+                out.flush().map_err(failed)?;
+                jobs
             }
-            let mut progress = self.progress();
-            let outcome = job::run(spec, settings, &mut *progress, &stop)
-                .map_err(|source| LoadError::Job { name: spec.name.clone(), source })?;
-            is_clean &= outcome.is_clean();
-            let record = outcome.record();
-            if self.json.as_deref() != Some(Path::new("-")) {
-                writeln!(io::stdout(), "{}", line(&record))?;
-            }
-            jobs.push(record);
-        }
+        };
+        let is_clean = jobs.iter().all(|(_, is_clean)| *is_clean);
         if let Some(path) = &self.json {
-            let run = Run {
-                version: env!("CARGO_PKG_VERSION"),
-                machine: machine(),
-                mode: self.mode.to_string(),
-                wait: self.wait.to_string(),
-                jobs,
-            };
+            let run = Run::Load(LoadRun {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                date,
+                machine: Machine::here(),
+                jobs: jobs.into_iter().map(|(record, _)| record).collect(),
+            });
             let text = serde_json::to_string_pretty(&run).map_err(io::Error::other)?;
             match path == Path::new("-") {
                 true => writeln!(io::stdout(), "{text}")?,
                 false => fs::write(path, text + "\n")
-                    .map_err(|source| LoadError::File { path: path.clone(), source })?,
+                    .map_err(|source| LoadError::OutputFile { path: path.clone(), source })?,
             }
         }
         Ok(is_clean)
+    }
+
+    /// Runs all jobs, and prints each as it ends. With each record, whether nothing was wrong.
+    fn jobs(
+        &self,
+        plans: &[Plan<'_>],
+        registry: &Registry,
+        mut log: Option<&mut Log<'_, '_>>,
+        stop: &AtomicBool,
+    ) -> Result<Vec<(JobRecord, bool)>, LoadError> {
+        let began = Instant::now();
+        let mut jobs = Vec::with_capacity(plans.len());
+        for plan in plans {
+            // Relaxed: the flag is all that the signal says.
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let name = &plan.spec.name;
+            let failed = |source| self.of_job(plan.spec, source);
+            let outcome = match &mut log {
+                None => job::run(plan, registry, &mut *self.progress(), stop).map_err(failed)?,
+                Some(log) => {
+                    let mut logged = Logged::new(self.progress(), log, began, name);
+                    let outcome = job::run(plan, registry, &mut logged, stop).map_err(failed)?;
+                    logged.result()?;
+                    outcome
+                }
+            };
+            let record = outcome.record();
+            if self.json.as_deref() != Some(Path::new("-")) {
+                writeln!(io::stdout(), "{}", line(&record, &outcome))?;
+            }
+            jobs.push((record, outcome.is_clean()));
+        }
+        Ok(jobs)
+    }
+
+    fn of_job(&self, spec: &JobSpec, source: FieldError) -> LoadError {
+        // What the command line has said is in no line of the file.
+        let file = self.file.clone();
+        LoadError::Job { file, name: spec.name.clone(), source }
     }
 
     /// The jobs, with what the command line says of them.
@@ -245,13 +348,15 @@ fn read(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// A job in a line or two, as fio's users look for it.
-fn line(record: &JobRecord) -> String {
+/// A job in a few lines, as fio's users look for it.
+fn line(record: &JobRecord, outcome: &Outcome<'_>) -> String {
     let row = &record.latency;
     let mut text = format!(
-        "{}: IOPS={}, BW={:.1} MiB/s, {} requests of {} in {:.2} s (guests: {}, subchannels of each: {})\n  \
+        "{}: ioengine={}, program={}: IOPS={}, BW={:.1} MiB/s, {} requests of {} in {:.2} s (guests: {}, subchannels of each: {})\n  \
          lat p50={} p90={} p99={} p99.9={} max={}",
         record.name,
+        record.engine,
+        record.program,
         Count(record.iops),
         record.mib_per_s,
         record.ios,
@@ -265,10 +370,22 @@ fn line(record: &JobRecord) -> String {
         Nanos(row.p999_ns),
         Nanos(row.max_ns),
     );
+    if let (Some(mode), Some(peak), Some(driver)) =
+        (&record.mode, record.pinned_peak_bytes, &record.driver)
+    {
+        text += &format!("\n  mode {mode}, {} pinned at most", Bytes(peak));
+        if let Some(rate) = record.hit_rate {
+            text += &format!(", {:.1} % of pages found pinned", rate * 100.0);
+        }
+        text += &format!(", driver {driver}");
+    }
     if let Some(rate) = record.rate_iops {
         let behind = Nanos(record.behind_ns);
         text +=
             &format!("\n  due {} a second each; the latest began {behind} after that", Count(rate));
+        if !outcome.kept_its_rate() && !record.stopped {
+            text += "; THE RATE WAS NOT KEPT: these latencies grow for as long as the job lasts";
+        }
     }
     let faults = record.errors + record.lost + record.duplicate + record.miscompares;
     if faults > 0 || record.checked > 0 {
@@ -277,12 +394,8 @@ fn line(record: &JobRecord) -> String {
             record.checked, record.miscompares, record.errors, record.lost, record.duplicate
         );
     }
+    for miscompare in outcome.first_miscompares() {
+        text += &format!("\n  {miscompare}");
+    }
     text
-}
-
-/// What ran it: processors and kernel.
-fn machine() -> String {
-    let processors = std::thread::available_parallelism().map_or(0, usize::from);
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    format!("{processors} processors, Linux {}, {}", kernel.trim(), std::env::consts::ARCH)
 }

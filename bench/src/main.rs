@@ -1,6 +1,7 @@
 //! Measures the project's figures (`ratios --json`), compares the pinning modes (`modes`) and the
 //! pool's choice of what stays pinned with others (`replacement`), and runs loads (`load`).
 
+mod hdr_log;
 mod load;
 mod modes;
 

@@ -1,6 +1,5 @@
 //! A service under a load of short programs, driven from one thread as a VMM's would be.
 
-use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -21,6 +20,7 @@ use vfio_ccw_load::{
 use vfio_ccw_metrics::Registry;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
+use crate::engines::scratch;
 use crate::ratio::FieldError;
 
 /// Guest memory in bytes, where nothing else is asked for.
@@ -392,7 +392,7 @@ impl DiskLoad {
         // Known now, not after everything is set up.
         workload.generator(shape.subchannels)?;
 
-        let scratch = scratch_volume()?;
+        let scratch = scratch(VOLUME)?;
         let volume = Arc::new(Volume::open(scratch.path(), false)?);
         let range = (GuestAddress(0), usize::try_from(shape.guest)?);
         let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[range])?);
@@ -475,18 +475,6 @@ impl DiskLoad {
         }
         Ok(report)
     }
-}
-
-/// A volume of [`VOLUME`] bytes. Written, not sparse: a hole reads from one page of zeros, which no
-/// cache misses.
-fn scratch_volume() -> Result<tempfile::NamedTempFile, FieldError> {
-    let mut scratch = tempfile::NamedTempFile::new()?;
-    let mut piece = vec![0; 1 << 20];
-    for number in 0..VOLUME / piece.len() as u64 {
-        piece.fill(number as u8 + 1);
-        scratch.write_all(&piece)?;
-    }
-    Ok(scratch)
 }
 
 /// Disks whose buffers are pages all over guest memory, in no order.

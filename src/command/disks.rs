@@ -1,12 +1,10 @@
 //! Where the disks of a job come from: an image in this process, or a server.
 
-use std::fs;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use vfio_ccw::backend::remote::RemoteDevice;
+use vfio_ccw::backend::remote::{self, RemoteDevice};
 use vfio_ccw::engine::DiskEngine;
 use vfio_ccw::volume::{BLOCK, Volume};
 use vfio_ccw::{DeviceSpec, Service};
@@ -51,34 +49,16 @@ impl Remote {
     }
 }
 
-/// The socket, or those in the folder, by name.
+/// The sockets that `path` names.
 fn sockets(path: &Path) -> Result<Vec<PathBuf>, Failure> {
-    let failed = |error| {
+    remote::sockets(path).map_err(|error| {
         let at = path.display();
         format!(
-            "{at}: {error}; start 'vfio-ccw serve --device fba:FILE --socket {at}', or give another path"
+            "{at}: {error}; start 'vfio-ccw serve --device fba:FILE --socket {at}' or, for a folder, \
+             'vfio-ccw serve --device fba:FILE,count=8 --socket-dir {at}'"
         )
-    };
-    if !fs::metadata(path).map_err(failed)?.is_dir() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let mut sockets = Vec::new();
-    for entry in fs::read_dir(path).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        if entry.file_type().map_err(failed)?.is_socket() {
-            sockets.push(entry.path());
-        }
-    }
-    sockets.sort();
-    if sockets.is_empty() {
-        return Err(format!(
-            "{}: no socket there; start 'vfio-ccw serve --device fba:FILE,count=8 --socket-dir {}'",
-            path.display(),
-            path.display()
-        )
-        .into());
-    }
-    Ok(sockets)
+        .into()
+    })
 }
 
 impl Disks {

@@ -20,8 +20,12 @@ impl Program {
     /// Reads the program that `orb` designates and puts the frames its data touches into `hold`,
     /// which must be free. `orb` has passed [`Orb::check`].
     pub fn fetch(&mut self, orb: &Orb, map: &GuestMap, rules: &Rules, hold: &mut Hold) {
+        #[cfg(feature = "planted-slowdown")]
+        let planted = super::planted::Slowdown::begin();
         self.bounded = false;
         self.read_all(orb, true, map, rules, hold);
+        #[cfg(feature = "planted-slowdown")]
+        planted.end();
     }
 
     /// The same for a suspended program that is resumed: `orb` designates the CCW that suspended it.

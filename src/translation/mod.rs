@@ -44,6 +44,8 @@ mod keys;
 pub(crate) mod midaw_list;
 mod operation;
 mod plain;
+#[cfg(feature = "planted-slowdown")]
+mod planted;
 mod policy;
 mod program;
 

@@ -238,14 +238,15 @@ impl<'e, E: Engine + ?Sized> Driver<'e, E> {
             }
             if now >= pulse.next {
                 self.give_up_on_stalled(now);
+                let since = pulse.last;
                 progress.tick(&pulse.tick(now, job, &self.tally, &self.recent));
-                self.fold_recent();
+                self.fold_recent(since, now, progress);
             }
         }
         // Whatever is still there belongs to no request.
         self.engine.reap(&mut self.done, None)?;
         self.land(job, now)?;
-        self.fold_recent();
+        self.fold_recent(pulse.last, now, progress);
         Ok(ended)
     }
 
@@ -335,7 +336,12 @@ impl<'e, E: Engine + ?Sized> Driver<'e, E> {
         }
     }
 
-    fn fold_recent(&mut self) {
+    /// Adds the latencies since `since` to the others.
+    fn fold_recent(&mut self, since: Duration, now: Duration, progress: &mut dyn Progress) {
+        if !self.recent.is_empty() {
+            let measured = |time: Duration| time.saturating_sub(self.measured_from);
+            progress.latencies(measured(since), measured(now), &self.recent);
+        }
         self.tally.latency += &self.recent;
         self.recent.reset();
     }

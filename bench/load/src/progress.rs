@@ -1,6 +1,7 @@
 //! What is shown while a job runs.
 
 use crate::units::{Count, Nanos, ThreeDigits};
+use hdrhistogram::Histogram;
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
@@ -35,6 +36,10 @@ pub struct Tick {
 pub trait Progress {
     /// Takes the state of a running job; called on the thread that drives the load, so it must be brief.
     fn tick(&mut self, tick: &Tick);
+
+    /// Takes the latencies, in nanoseconds, of requests that completed between two ticks, and after the last;
+    /// the times are those since the measured part began.
+    fn latencies(&mut self, _from: Duration, _to: Duration, _latencies: &Histogram<u64>) {}
 
     /// The job has ended.
     fn finish(&mut self) {}

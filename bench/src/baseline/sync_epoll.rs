@@ -7,34 +7,20 @@
 //! the eventfd from the same thread.
 
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::retry_on_intr;
-use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-/// Size of the I/O region (`struct ccw_io_region` in `include/uapi/linux/vfio_ccw.h`): ORB and SCSW of
-/// 12 bytes each, IRB of 96, return code of 4.
-pub const IO_REGION_BYTES: usize = 124;
-
-/// Offset of the return code in the region.
-const RETURN_CODE: usize = IO_REGION_BYTES - 4;
+pub use super::region::IO_REGION_BYTES;
+use super::region::{RETURN_CODE, Region};
 
 /// Subchannels, each with a region and an interrupt of its own, under one epoll.
 #[derive(Debug)]
 pub struct SyncEpoll {
     epoll: OwnedFd,
-    subchannels: Vec<Subchannel>,
+    subchannels: Vec<Region>,
     next: usize,
-}
-
-#[derive(Debug)]
-struct Subchannel {
-    region: File,
-    interrupt: OwnedFd,
 }
 
 impl SyncEpoll {
@@ -50,11 +36,10 @@ impl SyncEpoll {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let subchannels = (0..subchannels as u64)
             .map(|index| {
-                let region = File::from(memfd_create("sync-epoll-region", MemfdFlags::CLOEXEC)?);
-                region.set_len(IO_REGION_BYTES as u64)?;
-                let interrupt = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-                epoll::add(&epoll, &interrupt, EventData::new_u64(index), EventFlags::IN)?;
-                Ok(Subchannel { region, interrupt })
+                let subchannel = Region::new()?;
+                let data = EventData::new_u64(index);
+                epoll::add(&epoll, &subchannel.interrupt, data, EventFlags::IN)?;
+                Ok(subchannel)
             })
             .collect::<io::Result<_>>()?;
         Ok(Self { epoll, subchannels, next: 0 })
@@ -70,7 +55,7 @@ impl SyncEpoll {
         let start = Instant::now();
         for io in 0..ios {
             request[RETURN_CODE..].copy_from_slice(&(io as u32).to_ne_bytes());
-            self.start(&request)?;
+            self.subchannels[self.next].start(&request)?;
             self.finish(&mut response)?;
             if response[RETURN_CODE..] != request[RETURN_CODE..] {
                 return Err(io::Error::other(format!("I/O {io} read back another I/O's region")));
@@ -88,39 +73,25 @@ impl SyncEpoll {
         Ok(self.run(ios)?.as_nanos() as f64 / ios as f64)
     }
 
-    /// The region write that starts the I/O, and the interrupt that its end raises.
-    fn start(&self, request: &[u8; IO_REGION_BYTES]) -> io::Result<()> {
-        let Subchannel { region, interrupt } = &self.subchannels[self.next];
-        region.write_all_at(request, 0)?;
-        rustix::io::write(interrupt, &1u64.to_ne_bytes())?;
-        Ok(())
-    }
-
     /// Waits for an interrupt, clears it, and reads the region of the subchannel that raised it.
     fn finish(&self, response: &mut [u8; IO_REGION_BYTES]) -> io::Result<()> {
         let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(u64::MAX) }];
         // A machine that was stopped and goes on interrupts it, without any signal handler.
         retry_on_intr(|| epoll::wait(&self.epoll, &mut events, None))?;
         let index = events[0].data.u64();
-        let Some(Subchannel { region, interrupt }) = self.subchannels.get(index as usize) else {
+        let Some(subchannel) = self.subchannels.get(index as usize) else {
             return Err(io::Error::other(format!(
                 "an interrupt of subchannel {index}, which is not there"
             )));
         };
-        let mut count = [0; 8];
-        rustix::io::read(interrupt, &mut count)?;
-        if u64::from_ne_bytes(count) != 1 {
-            return Err(io::Error::other(format!(
-                "subchannel {index} had another number of interrupts than 1"
-            )));
-        }
-        region.read_exact_at(response, 0)
+        subchannel.finish(response)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::FileExt;
 
     #[test]
     fn every_io_goes_round_and_the_subchannels_take_turns() {

@@ -15,11 +15,13 @@
 //! | the connection, lost and made again | `link.rs` |
 //! | how far a program is | `port.rs` |
 //! | lanes | `trunk.rs` |
+//! | the sockets that a path names | `sockets.rs` |
 
 mod conversation;
 mod handshake;
 mod link;
 mod port;
+mod sockets;
 mod trunk;
 
 use std::fmt;
@@ -39,6 +41,7 @@ use crate::vfio_user::{Version, VersionError};
 pub(crate) use handshake::Greeted;
 pub(crate) use link::{Link, Owner};
 pub(crate) use port::{Port, Remote};
+pub use sockets::sockets;
 pub(crate) use trunk::Trunks;
 
 /// How long a server may take for all that comes before the first program.
