@@ -11,7 +11,7 @@ use vfio_ccw_load::open_loop::{self, OpenLoop};
 use vfio_ccw_load::{Progress, Quiet, StageRow};
 use vfio_ccw_metrics::{CounterKind, Registry, Stage, Totals};
 
-use crate::engines::{Driven, EngineKind, Plan, Refused};
+use crate::engines::{Driven, EngineKind, Plan, ProgramKind, Refused};
 use crate::ratio::FieldError;
 use crate::run::{JobRecord, StageRecord};
 
@@ -162,7 +162,10 @@ impl Outcome<'_> {
             writes: sum(|report| report.writes),
             warm_up: sum(|report| report.warm_up),
             iops,
-            mib_per_s: iops * f64::from(first.moved) / f64::from(1 << 20),
+            mib_per_s: match plan.program {
+                ProgramKind::Disk => iops * f64::from(first.moved) / f64::from(1 << 20),
+                ProgramKind::Shape(_) => 0.0,
+            },
             errors: sum(|report| report.errors),
             lost: sum(|report| report.lost),
             duplicate: sum(|report| report.duplicate),

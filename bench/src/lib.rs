@@ -11,6 +11,7 @@
 //! | [`baseline`] | peers that no library provides |
 //! | [`replacement`] | hit rates of the pool next to other policies |
 //! | [`service_load`] | a service under load, as the figures drive it |
+//! | [`comparison`] | loads in turns, and whether they differ |
 //! | [`engines`] | what jobs drive |
 //! | [`job`] | a job of a job file, on services of its own |
 //! | [`run`], [`machine`] | what is left of loads, and what they ran on |
@@ -43,6 +44,7 @@
 
 pub mod allocations;
 pub mod baseline;
+pub mod comparison;
 pub mod engines;
 pub mod fields;
 pub mod job;

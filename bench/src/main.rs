@@ -1,11 +1,14 @@
 //! Measures the project's figures (`ratios --json`), compares the pinning modes (`modes`) and the
-//! pool's choice of what stays pinned with others (`replacement`), and runs loads (`load`).
+//! pool's choice of what stays pinned with others (`replacement`), runs loads (`load`), and compares them (`compare`).
 
+mod compare;
 mod hdr_log;
+mod jobs;
 mod load;
 mod modes;
 
 use clap::{Args, Parser, Subcommand};
+use compare::{Compare, CompareError};
 use load::{Load, LoadError};
 use modes::{Modes, ModesError};
 use std::io::{self, IsTerminal, Write};
@@ -39,6 +42,10 @@ enum Command {
     ///
     /// Exits with 1 where data was wrong or a request was lost, doubled or failed.
     Load(Load),
+    /// Run loads in turns and say what they are to each other: jobs of a file, or two builds of this program.
+    ///
+    /// With --gate, exits with 1 where a load does fewer requests a second than its base.
+    Compare(Compare),
     /// Print the hit rates of the pool, of an LRU map, of quick_cache and of the optimum on the same
     /// traces; takes some seconds.
     Replacement(Replacement),
@@ -88,6 +95,9 @@ fn main() -> ExitCode {
         Command::Load(arguments) => (arguments.run())
             .map(|clean| if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
             .map_err(Failure::from),
+        Command::Compare(arguments) => (arguments.run())
+            .map(|passed| if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            .map_err(Failure::from),
         Command::Replacement(arguments) => replacement(&arguments),
         Command::Peer { role } => {
             peer_process::play(&role).map(|()| ExitCode::SUCCESS).map_err(Failure::Peer)
@@ -116,6 +126,8 @@ enum Failure {
     Modes(#[from] ModesError),
     #[error(transparent)]
     Load(#[from] LoadError),
+    #[error(transparent)]
+    Compare(#[from] CompareError),
     #[error("the other process of a figure: {0}")]
     Peer(FieldError),
     #[error("hit rates were not measured: {0}")]

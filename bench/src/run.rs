@@ -122,7 +122,7 @@ pub struct JobRecord {
     pub warm_up: u64,
     /// Requests a second.
     pub iops: f64,
-    /// MiB a second.
+    /// MiB a second to and from disks; 0 where a device takes data, or makes it up, and nothing is moved.
     pub mib_per_s: f64,
     /// Requests that failed.
     pub errors: u64,

@@ -171,6 +171,10 @@ impl<'s> Plan<'s> {
                 format!("{option}: ioengine={kind} has no such thing; leave it out"),
             );
         }
+        if self.mode == Mode::Pinned && spec.line_of("budget").is_some() {
+            let reason = "budget: mode=pinned pins the whole guest; leave it out";
+            return self.refuse("budget", reason);
+        }
         let is_elsewhere = matches!(self.kind, EngineKind::Remote | EngineKind::Kernel);
         if is_elsewhere && spec.filename.is_none() {
             let what = match self.kind {
@@ -274,6 +278,7 @@ mod tests {
                 "ioengine=sync-epoll\nwait=spin",
                 "line 4: wait: ioengine=sync-epoll has no such thing",
             ),
+            ("mode=pinned\nbudget=1M", "line 4: budget: mode=pinned pins the whole guest"),
             ("ioengine=remote", "line 3: ioengine=remote needs filename: a socket"),
             ("ioengine=kernel", "line 3: ioengine=kernel needs filename: devices"),
             ("ioengine=kernel\nfilename=0.0.0001\nprogram=plain", "line 5: program=plain: devices"),

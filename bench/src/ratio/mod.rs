@@ -3,7 +3,7 @@
 mod bootstrap;
 mod field;
 
-pub use bootstrap::{Interval, interval_of_median, median};
+pub use bootstrap::{Interval, interval_of_median, interval_with, median};
 pub use field::{Field, FieldError, Figure, Round, Sample, Target};
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
