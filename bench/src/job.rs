@@ -201,6 +201,7 @@ pub fn line_of(error: &FieldError) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vfio_ccw::WaitStrategy;
     use vfio_ccw_load::job_file::JobSpec;
 
     fn job(options: &[(&str, &str)]) -> JobSpec {
@@ -269,6 +270,22 @@ mod tests {
                 assert_eq!((record.engine.as_str(), record.program.as_str()), (kind.name(), shape));
             }
         }
+    }
+
+    #[test]
+    fn devices_of_another_process_are_driven_as_those_of_this_one() {
+        let server =
+            crate::peer_process::ServerProcess::start_with(3, WaitStrategy::Sleep).unwrap();
+        let folder = server.folder().to_str().unwrap();
+        let options = [
+            ("ioengine", "remote"),
+            ("filename", folder),
+            ("program", "idal"),
+            ("iodepth", "3"),
+            ("number_ios", "60"),
+        ];
+        let record = record(&options);
+        assert_eq!((record.ios, record.stages.is_empty()), (60, false), "{record:?}");
     }
 
     #[test]

@@ -161,6 +161,11 @@ impl ServerProcess {
         self.process.kill()
     }
 
+    /// The folder of its sockets.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// Connects to its devices.
     ///
     /// # Errors
