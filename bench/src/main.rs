@@ -11,12 +11,14 @@ use clap::{Args, Parser, Subcommand};
 use compare::{Compare, CompareError};
 use load::{Load, LoadError};
 use modes::{Modes, ModesError};
+use std::fs;
 use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use vfio_ccw_bench::allocations::Counting;
 use vfio_ccw_bench::fields::FIELDS;
 use vfio_ccw_bench::peer_process;
-use vfio_ccw_bench::ratio::{self, FieldError, Figures, RatioError};
+use vfio_ccw_bench::ratio::{self, Earlier, FieldError, Figures, RatioError};
 use vfio_ccw_bench::replacement::Setting;
 
 #[global_allocator]
@@ -71,6 +73,9 @@ struct Ratios {
     /// Measure this many rounds of each figure [default: what each figure needs].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rounds: Option<u32>,
+    /// Say on standard error how the figures agree with those of an earlier run, which '--json' has printed.
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
     /// Seed of all random choices.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
@@ -128,6 +133,8 @@ enum Failure {
     Load(#[from] LoadError),
     #[error(transparent)]
     Compare(#[from] CompareError),
+    #[error("--against {}: {source}", path.display())]
+    Earlier { path: PathBuf, source: io::Error },
     #[error("the other process of a figure: {0}")]
     Peer(FieldError),
     #[error("hit rates were not measured: {0}")]
@@ -145,6 +152,8 @@ fn ratios(arguments: &Ratios) -> Result<ExitCode, Failure> {
         out.write_all(ratio::list(&fields).as_bytes())?;
         return Ok(ExitCode::SUCCESS);
     }
+    // Before anything is measured: a wrong name should not cost ten minutes.
+    let earlier = arguments.against.as_deref().map(earlier).transpose()?;
     let mut figures = Figures::default();
     let mut code = ExitCode::SUCCESS;
     for field in fields {
@@ -167,7 +176,16 @@ fn ratios(arguments: &Ratios) -> Result<ExitCode, Failure> {
     } else {
         out.write_all(figures.table().as_bytes())?;
     }
+    if let Some(earlier) = earlier {
+        eprintln!("{}", figures.against(&earlier));
+    }
     Ok(code)
+}
+
+fn earlier(path: &Path) -> Result<Earlier, Failure> {
+    let failed = |source: io::Error| Failure::Earlier { path: path.to_owned(), source };
+    let text = fs::read_to_string(path).map_err(failed)?;
+    Earlier::parse(&text).map_err(|error| failed(io::Error::other(error)))
 }
 
 fn replacement(arguments: &Replacement) -> Result<ExitCode, Failure> {

@@ -1,8 +1,10 @@
 //! What a figure is, how it is measured, summarised and shown.
 
+mod agreement;
 mod bootstrap;
 mod field;
 
+pub use agreement::{Agreement, Earlier, NoFigures};
 pub use bootstrap::{Interval, interval_of_median, interval_with, median};
 pub use field::{Field, FieldError, Figure, Round, Sample, Target};
 
