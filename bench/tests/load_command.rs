@@ -117,6 +117,15 @@ fn jobs_of_a_file_leave_records_and_logs() {
     assert!(String::from_utf8_lossy(&output.stdout).contains("3 jobs, nothing wrong"));
 }
 
+/// A request each nanosecond: nobody carries that.
+#[test]
+fn a_rate_that_is_not_kept_is_told() {
+    let output = load(&["--ioengine", "null", "--number_ios", "20000", "--rate_iops", "1e9"]);
+    assert!(output.status.success(), "{}", errors(&output));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains("THE RATE WAS NOT KEPT"), "{said}");
+}
+
 /// Somebody writes to the image behind the disks' back.
 #[test]
 fn wrong_data_makes_it_fail() {
