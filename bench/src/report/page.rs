@@ -221,12 +221,12 @@ mod tests {
 
     #[test]
     fn late_jobs_have_a_ring() {
-        let late = JobRecord { behind_ns: 500_000_000, ..sample::by_the_clock("late", 9e5) };
+        let late = JobRecord { iops: 7e5, ..sample::by_the_clock("late", 9e5) };
         let jobs = vec![sample::by_the_clock("kept", 1e5), late];
         let marked = page("t", &[loaded("a", jobs.clone())]);
         // One of the legend, one of the point.
         assert_eq!(marked.matches("<circle class=\"ring\"").count(), 2);
-        assert!(marked.contains("rate not kept") && marked.contains("not kept</td>"));
+        assert!(marked.contains("not kept</td>") && marked.contains("<strong class=\"bad\">rate not kept"));
         let kept = page("t", &[loaded("a", jobs[..1].to_vec())]);
         assert!(!kept.contains("rate not kept"));
     }

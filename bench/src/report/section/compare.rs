@@ -25,7 +25,7 @@ pub(in crate::report) fn markup(sources: &[Source]) -> Option<Markup> {
     let reach = reach(rows.map(bar), 8.0);
     let how = html! {
         "The ratio is other / base, both measured in turns, with its interval. Bars go from 1/" (reach) " to " (reach)
-        " on a logarithmic scale, the line in the middle is 1, and the shaded side is better. Where the interval has 1 in it, "
+        " on a logarithmic scale, the line in the middle is 1, and the shaded side is better; what goes beyond ends at the edge. Where the interval has 1 in it, "
         "no difference is shown, which does not show that there is none."
     };
     let content = html! {

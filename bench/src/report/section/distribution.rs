@@ -3,7 +3,6 @@
 use maud::{Markup, html};
 use vfio_ccw_load::units::Nanos;
 
-use super::jobs::offered;
 use crate::report::chart::{Axis, Chart, Line, MOST_SERIES, Marks, Point, Series};
 use crate::report::number::{Unit, count};
 use crate::report::page::section;
@@ -53,7 +52,7 @@ pub(in crate::report) fn markup(jobs: &[Job]) -> Option<Markup> {
         groups(jobs, |record| record.subchannels.into(), false)
     });
     let open = charts(&open, "open", "By the clock, latency from when due", |jobs| {
-        groups(jobs, |record| offered(record).unwrap_or(0.0), true)
+        groups(jobs, |record| record.due_iops().unwrap_or(0.0), true)
     });
     let how = html! {
         "To the right are fewer and fewer of the slowest requests: from one nine to the next a tenth of those before. A "

@@ -3,7 +3,6 @@
 use maud::{Markup, html};
 use vfio_ccw_load::units::{Bytes, Nanos};
 
-use super::latency::is_late;
 use crate::report::chart::{Axis, Chart, Key, Line, MOST_SERIES, Marks, Point, Series, Tie};
 use crate::report::number::{Unit, count, percent};
 use crate::report::page::section;
@@ -73,7 +72,7 @@ pub(in crate::report) fn markup(jobs: &[Job], sources: &[Source]) -> Option<Mark
     let how = html! {
         "Left is less pinned memory, down is less latency, both logarithmic. Mode " code { "pinned" }
         " pins the whole guest; the others buy back memory at the price of pinning while requests wait. "
-        @if jobs.iter().any(|job| job.record.rate_iops.is_some() && is_late(job.record)) {
+        @if jobs.iter().any(|job| !job.record.kept_its_rate()) {
             "Jobs that did not keep their rate are left out. "
         }
         @if is_tied { "A grey line joins the modes under one workload of " code { "modes" } ". " }
@@ -86,8 +85,8 @@ pub(in crate::report) fn markup(jobs: &[Job], sources: &[Source]) -> Option<Mark
 /// All points, at most as many as a table has rows, and what ties some of them.
 fn all(jobs: &[Job], sources: &[Source]) -> (Vec<Measured>, Vec<Tie>) {
     let of_job = |job: &Job| {
-        let keeps_up = job.record.rate_iops.is_none() || !is_late(job.record);
-        keeps_up.then_some(Measured {
+        let is_told = job.record.kept_its_rate() && job.record.latency.count > 0;
+        is_told.then_some(Measured {
             load: job.label.clone(),
             mode: job.record.mode.clone()?,
             pinned: job.record.pinned_peak_bytes?,

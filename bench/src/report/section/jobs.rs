@@ -94,7 +94,7 @@ pub(in crate::report) fn markup(jobs: &[Job], left_out: usize) -> Option<Markup>
             cell(record.subchannels.to_string()),
             cell(Bytes(record.block_bytes.into()).to_string()),
             cell(format!("{} %", record.read_percent)),
-            cell(offered(record).map_or_else(|| "–".to_owned(), count)),
+            cell(record.due_iops().map_or_else(|| "–".to_owned(), count)),
             cell(count(record.iops)),
             cell(Nanos(latency.p50_ns).to_string()),
             cell(Nanos(latency.p99_ns).to_string()),
@@ -124,11 +124,6 @@ pub(in crate::report) fn markup(jobs: &[Job], left_out: usize) -> Option<Markup>
     Some(section("jobs", "Jobs", &how, &content))
 }
 
-/// Requests that were due a second, of all guests.
-pub(super) fn offered(record: &JobRecord) -> Option<f64> {
-    record.rate_iops.map(|rate| rate * f64::from(record.guests))
-}
-
 /// What went wrong, as words; nothing where nothing did.
 fn faults(record: &JobRecord) -> Vec<String> {
     [
@@ -153,6 +148,7 @@ fn state(record: &JobRecord) -> Markup {
         } @else {
             "clean"
         }
-        @if record.stopped { " " strong.bad { "stopped early" } }
+        @if !record.kept_its_rate() { ", " strong.bad { "rate not kept" } }
+        @if record.stopped { ", " strong.bad { "stopped early" } }
     }
 }

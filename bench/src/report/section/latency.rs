@@ -3,24 +3,21 @@
 use maud::{Markup, html};
 use vfio_ccw_load::units::Nanos;
 
-use super::jobs::offered;
 use crate::report::chart::{Axis, Chart, Key, Line, Marks, Point, Series};
-use crate::report::number::{Unit, count};
+use crate::report::number::{Unit, count, percent};
 use crate::report::page::section;
 use crate::report::scale::Scale;
 use crate::report::series::{Group, Job, groups};
 use crate::report::table::{Table, cell};
-use crate::run::{JobRecord, StageRecord};
-
-/// Share of the time by which a job is late at most where it keeps its rate.
-const LATE: f64 = 0.02;
+use crate::run::{JobRecord, KEPT, StageRecord};
 
 /// Rates that differ by more go on a logarithmic axis.
 const WIDE: f64 = 50.0;
 
-/// Of jobs with a rate.
+/// Of jobs with a rate in which any request came back.
 pub(in crate::report) fn markup(jobs: &[Job]) -> Option<Markup> {
-    let open: Vec<&Job> = jobs.iter().filter(|job| job.record.rate_iops.is_some()).collect();
+    let is_open = |job: &&Job| job.record.rate_iops.is_some() && job.record.latency.count > 0;
+    let open: Vec<&Job> = jobs.iter().filter(is_open).collect();
     if open.is_empty() {
         return None;
     }
@@ -33,7 +30,7 @@ pub(in crate::report) fn markup(jobs: &[Job]) -> Option<Markup> {
     };
     let latencies = (open.iter())
         .flat_map(|job| [job.record.latency.p50_ns as f64, job.record.latency.p99_ns as f64]);
-    let is_any_late = open.iter().any(|job| is_late(job.record));
+    let is_any_late = open.iter().any(|job| !job.record.kept_its_rate());
     let mut keys = vec![Key::Solid("p99"), Key::Dashed("p50")];
     if is_any_late {
         keys.push(Key::Ring("rate not kept"));
@@ -72,7 +69,7 @@ pub(in crate::report) fn markup(jobs: &[Job]) -> Option<Markup> {
                 cell(Nanos(record.latency.p99_ns).to_string()),
                 cell(Nanos(record.latency.p999_ns).to_string()),
                 cell(Nanos(record.behind_ns).to_string()),
-                cell(if is_late(record) { "not kept" } else { "kept" }),
+                cell(if record.kept_its_rate() { "kept" } else { "not kept" }),
             ]);
         }
     }
@@ -80,8 +77,8 @@ pub(in crate::report) fn markup(jobs: &[Job]) -> Option<Markup> {
         "To the right more requests are due a second; solid lines are the 99th percentile, dashed ones the median. "
         "Where a line turns upwards a system has reached what it carries. "
         @if is_any_late {
-            "A ring marks jobs whose latest request began later than it was due by more than "
-            (LATE * 100.0) " % of the time: there the latency says how long the job lasted, not how good the system is."
+            "A ring marks jobs that did less than " (percent(KEPT))
+            " of what was due: there the latency says how long the job lasted, not how good the system is."
         }
     };
     let content = html! { (chart.markup()) (table.behind()) };
@@ -89,12 +86,7 @@ pub(in crate::report) fn markup(jobs: &[Job]) -> Option<Markup> {
 }
 
 fn load(record: &JobRecord) -> f64 {
-    offered(record).unwrap_or(0.0)
-}
-
-/// Whether a job did not keep its rate: its latency says how long it lasted.
-pub(super) fn is_late(record: &JobRecord) -> bool {
-    record.behind_ns as f64 > record.seconds.max(0.0) * 1e9 * LATE
+    record.due_iops().unwrap_or(0.0)
 }
 
 fn series(group: &Group) -> Series {
@@ -114,7 +106,7 @@ fn series(group: &Group) -> Series {
                         count(record.iops),
                         Nanos(record.behind_ns)
                     ),
-                    ringed: !dashed && is_late(record),
+                    ringed: !dashed && !record.kept_its_rate(),
                 }
             })
             .collect(),
