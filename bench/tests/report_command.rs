@@ -28,7 +28,8 @@ fn whatever_the_other_commands_write_goes_into_a_page() {
     let directory = tempfile::tempdir().unwrap();
     let here = directory.path();
     let jobs = here.join("jobs.fio");
-    let sections = "[global]\nnumber_ios=200\n[one]\niodepth=1\n[four]\niodepth=4\n[clock]\nrate_iops=2000\n";
+    let sections =
+        "[global]\nnumber_ios=200\n[one]\niodepth=1\n[four]\niodepth=4\n[clock]\nrate_iops=2000\n";
     fs::write(&jobs, sections).unwrap();
     let jobs = jobs.to_str().unwrap();
     let files = [
@@ -50,7 +51,8 @@ fn whatever_the_other_commands_write_goes_into_a_page() {
         ),
     ];
     let page = here.join("page.html");
-    let mut arguments = vec!["report", "--title", "Tea & biscuits", "--output", page.to_str().unwrap()];
+    let mut arguments =
+        vec!["report", "--title", "Tea & biscuits", "--output", page.to_str().unwrap()];
     arguments.extend(files.iter().map(|file| file.to_str().unwrap()));
     let output = bench(&arguments);
     assert!(output.status.success(), "{}", errors(&output));

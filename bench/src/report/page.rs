@@ -226,7 +226,10 @@ mod tests {
         let marked = page("t", &[loaded("a", jobs.clone())]);
         // One of the legend, one of the point.
         assert_eq!(marked.matches("<circle class=\"ring\"").count(), 2);
-        assert!(marked.contains("not kept</td>") && marked.contains("<strong class=\"bad\">rate not kept"));
+        assert!(
+            marked.contains("not kept</td>")
+                && marked.contains("<strong class=\"bad\">rate not kept")
+        );
         let kept = page("t", &[loaded("a", jobs[..1].to_vec())]);
         assert!(!kept.contains("rate not kept"));
     }
