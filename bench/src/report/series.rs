@@ -27,30 +27,31 @@ pub(super) struct Group<'j, 'a> {
 }
 
 /// Sorts `jobs` into lines. Jobs of one line have everything in common but their `place`.
-/// Files are told apart where two of them have a job at the same place: then
-/// they are two runs of one thing, and not parts of one sweep.
+///
+/// Budgets and files tell jobs apart only where some are else at the same place. A budget that nobody
+/// gave follows the size of the guest, and so the number of subchannels; files whose jobs are at
+/// different places are parts of one sweep, and others are runs of the same thing.
 pub(super) fn groups<'j, 'a>(
     jobs: &[&'j Job<'a>],
     place: fn(&JobRecord) -> f64,
     with_subchannels: bool,
 ) -> Vec<Group<'j, 'a>> {
-    let keys = |with_file: bool| -> Vec<Vec<String>> {
-        let key = |job: &&Job| facets(job, with_subchannels, with_file);
-        jobs.iter().map(key).collect()
-    };
-    let mut keys_of = keys(false);
-    let is_twice = |a: usize, b: usize, keys: &[Vec<String>]| {
-        jobs[a].file != jobs[b].file
-            && keys[a] == keys[b]
-            && place(jobs[a].record) == place(jobs[b].record)
-    };
-    let mut order: Vec<usize> = (0..jobs.len()).collect();
-    order.sort_by(|&a, &b| {
-        let places = place(jobs[a].record).total_cmp(&place(jobs[b].record));
-        keys_of[a].cmp(&keys_of[b]).then(places)
-    });
-    if order.windows(2).any(|pair| is_twice(pair[0], pair[1], &keys_of)) {
-        keys_of = keys(true);
+    let mut keys_of: Vec<Vec<String>> =
+        jobs.iter().map(|job| facets(job.record, with_subchannels)).collect();
+    for further in [budget, file] {
+        let further: Vec<String> = jobs.iter().map(|job| further(job)).collect();
+        let mut order: Vec<usize> = (0..jobs.len()).collect();
+        let places = |a: usize, b: usize| place(jobs[a].record).total_cmp(&place(jobs[b].record));
+        order.sort_by(|&a, &b| {
+            keys_of[a].cmp(&keys_of[b]).then(places(a, b)).then(further[a].cmp(&further[b]))
+        });
+        let tells_apart = order.windows(2).any(|pair| {
+            let (a, b) = (pair[0], pair[1]);
+            keys_of[a] == keys_of[b] && places(a, b).is_eq() && further[a] != further[b]
+        });
+        if tells_apart {
+            keys_of.iter_mut().zip(further).for_each(|(key, further)| key.push(further));
+        }
     }
     // In the order in which the first of each was given.
     let mut distinct: Vec<&Vec<String>> = Vec::new();
@@ -76,9 +77,16 @@ pub(super) fn groups<'j, 'a>(
     groups
 }
 
+fn budget(job: &Job) -> String {
+    job.record.budget_bytes.map_or_else(String::new, |bytes| format!("budget {}", Bytes(bytes)))
+}
+
+fn file(job: &Job) -> String {
+    job.file.to_owned()
+}
+
 /// What a job is apart from its place, the most telling first. Empty: it has no such thing.
-fn facets(job: &Job, with_subchannels: bool, with_file: bool) -> Vec<String> {
-    let record = job.record;
+fn facets(record: &JobRecord, with_subchannels: bool) -> Vec<String> {
     let given = |text: &Option<String>| text.clone().unwrap_or_default();
     let named = |name: &str, text: &Option<String>| {
         text.as_ref().map_or_else(String::new, |text| format!("{name} {text}"))
@@ -98,8 +106,6 @@ fn facets(job: &Job, with_subchannels: bool, with_file: bool) -> Vec<String> {
         named("wait", &record.wait),
         given(&record.driver),
         given(&record.pinner),
-        record.budget_bytes.map_or_else(String::new, |bytes| format!("budget {}", Bytes(bytes))),
-        if with_file { job.file.to_owned() } else { String::new() },
     ]
 }
 
@@ -169,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_parts_of_a_sweep_or_runs_of_their_own() {
+    fn files_and_budgets_are_told_apart_where_they_are_at_the_same_place() {
         let (one, eight) = (record(1, "cached"), record(8, "cached"));
         let sweep = [job("a.json", &one), job("b.json", &eight)];
         assert_eq!(shown(&sweep), [("inprocess, cached".to_owned(), vec![1, 8], true)]);
@@ -178,6 +184,12 @@ mod tests {
             shown(&runs),
             [("a.json".to_owned(), vec![1], true), ("b.json".to_owned(), vec![1, 8], true)]
         );
+        let larger = JobRecord { budget_bytes: Some(1 << 30), ..eight.clone() };
+        let by_default = [job("a.json", &one), job("a.json", &larger)];
+        assert_eq!(shown(&by_default), [("inprocess, cached".to_owned(), vec![1, 8], true)]);
+        let by_choice = [job("a.json", &eight), job("a.json", &larger)];
+        let names: Vec<String> = shown(&by_choice).into_iter().map(|(name, ..)| name).collect();
+        assert_eq!(names, ["budget 64 MiB", "budget 1 GiB"]);
         let twice = [job("a.json", &one), job("a.json", &one)];
         assert!(!shown(&twice)[0].2, "nothing says in which order they belong");
     }

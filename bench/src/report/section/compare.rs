@@ -21,17 +21,16 @@ pub(in crate::report) fn markup(sources: &[Source]) -> Option<Markup> {
     if runs.is_empty() {
         return None;
     }
-    let rows = runs.iter().flat_map(|(_, run)| &run.rows);
-    let reach = reach(rows.map(bar), 8.0);
     let how = html! {
-        "The ratio is other / base, both measured in turns, with its interval. Bars go from 1/" (reach) " to " (reach)
-        " on a logarithmic scale, the line in the middle is 1, and the shaded side is better; what goes beyond ends at the edge. Where the interval has 1 in it, "
+        "The ratio is other / base, both measured in turns, with its interval. Bars are on a logarithmic scale: the line in the middle is 1, and the shaded side is better; what goes beyond ends at the edge. Where the interval has 1 in it, "
         "no difference is shown, which does not show that there is none."
     };
     let content = html! {
         @for (source, run) in &runs {
+            @let reach = reach(run.rows.iter().map(bar), 8.0);
             h3 {
                 (source.name) ": " (run.rounds) " rounds, " (percent(run.confidence)) " intervals"
+                ", bars from 1/" (reach) " to " (reach)
             }
             (table(&run.rows, reach).markup())
         }

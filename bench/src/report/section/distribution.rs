@@ -11,7 +11,7 @@ use crate::report::series::{Group, Job, groups};
 use crate::report::table::{Table, cell};
 
 /// Points of a curve for each further nine.
-const POINTS: i32 = 16;
+const POINTS: i32 = 10;
 
 /// Nines that are drawn; a histogram that has more requests ends there.
 const NINES: i32 = 9;

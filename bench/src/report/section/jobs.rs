@@ -84,6 +84,10 @@ pub(in crate::report) fn markup(jobs: &[Job], left_out: usize) -> Option<Markup>
     for job in jobs {
         let record = job.record;
         let latency = &record.latency;
+        let time = |nanos: u64| match latency.count {
+            0 => cell("–"),
+            _ => cell(Nanos(nanos).to_string()),
+        };
         unclean += usize::from(!faults(record).is_empty());
         table.row([
             cell(&job.label),
@@ -96,9 +100,9 @@ pub(in crate::report) fn markup(jobs: &[Job], left_out: usize) -> Option<Markup>
             cell(format!("{} %", record.read_percent)),
             cell(record.due_iops().map_or_else(|| "–".to_owned(), count)),
             cell(count(record.iops)),
-            cell(Nanos(latency.p50_ns).to_string()),
-            cell(Nanos(latency.p99_ns).to_string()),
-            cell(Nanos(latency.p999_ns).to_string()),
+            time(latency.p50_ns),
+            time(latency.p99_ns),
+            time(latency.p999_ns),
             cell(bytes(record.pinned_peak_bytes)),
             cell(record.hit_rate.map_or_else(|| "–".to_owned(), percent)),
             state(record),
