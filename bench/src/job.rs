@@ -13,7 +13,7 @@ use vfio_ccw_metrics::{CounterKind, Registry, Stage, Totals};
 
 use crate::engines::{Driven, EngineKind, Plan, ProgramKind, Refused};
 use crate::ratio::FieldError;
-use crate::run::{JobRecord, StageRecord};
+use crate::run::{JobRecord, KEPT, StageRecord};
 
 /// What became of a job: of all its guests together.
 #[derive(Debug)]
@@ -101,9 +101,6 @@ fn guest(
     let (guest_bytes, moved) = (driven.guest_bytes(), driven.moved());
     Ok(Guest { report, guest_bytes, moved, service })
 }
-
-/// A rate counts as kept when so much of it was done.
-const KEPT: f64 = 0.98;
 
 impl Outcome<'_> {
     /// Whether every request completed once, without failure and with the right data.

@@ -15,6 +15,7 @@
 //! | [`engines`] | what jobs drive |
 //! | [`job`] | a job of a job file, on services of its own |
 //! | [`run`], [`machine`] | what is left of loads, and what they ran on |
+//! | [`report`] | one page of any number of result files |
 //! | [`peer_process`] | the other process of figures that take two |
 //! | [`allocations`] | a count of heap allocations |
 //!
@@ -52,5 +53,6 @@ pub mod machine;
 pub mod peer_process;
 pub mod ratio;
 pub mod replacement;
+pub mod report;
 pub mod run;
 pub mod service_load;

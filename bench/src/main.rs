@@ -1,5 +1,6 @@
 //! Measures the project's figures (`ratios --json`), compares the pinning modes (`modes`) and the
-//! pool's choice of what stays pinned with others (`replacement`), runs loads (`load`), and compares them (`compare`).
+//! pool's choice of what stays pinned with others (`replacement`), runs loads (`load`), compares them
+//! (`compare`), and makes a page of it all (`report`).
 
 mod compare;
 mod hdr_log;
@@ -20,6 +21,7 @@ use vfio_ccw_bench::fields::FIELDS;
 use vfio_ccw_bench::peer_process;
 use vfio_ccw_bench::ratio::{self, Earlier, FieldError, Figures, RatioError};
 use vfio_ccw_bench::replacement::Setting;
+use vfio_ccw_bench::report::{Report, ReportError};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -48,6 +50,8 @@ enum Command {
     ///
     /// With --gate, exits with 1 where a load does fewer requests a second than its base.
     Compare(Compare),
+    /// Make one page of results: charts and tables as HTML, of any number of JSON files.
+    Report(Report),
     /// Print the hit rates of the pool, of an LRU map, of quick_cache and of the optimum on the same
     /// traces; takes some seconds.
     Replacement(Replacement),
@@ -103,6 +107,9 @@ fn main() -> ExitCode {
         Command::Compare(arguments) => (arguments.run())
             .map(|passed| if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
             .map_err(Failure::from),
+        Command::Report(arguments) => {
+            arguments.run().map(|()| ExitCode::SUCCESS).map_err(Failure::from)
+        }
         Command::Replacement(arguments) => replacement(&arguments),
         Command::Peer { role } => {
             peer_process::play(&role).map(|()| ExitCode::SUCCESS).map_err(Failure::Peer)
@@ -135,6 +142,8 @@ enum Failure {
     Compare(#[from] CompareError),
     #[error("--against {}: {source}", path.display())]
     Earlier { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Report(#[from] ReportError),
     #[error("the other process of a figure: {0}")]
     Peer(FieldError),
     #[error("hit rates were not measured: {0}")]

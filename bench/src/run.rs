@@ -155,6 +155,21 @@ pub struct JobRecord {
     pub stopped: bool,
 }
 
+/// A rate counts as kept when so much of it was done.
+pub const KEPT: f64 = 0.98;
+
+impl JobRecord {
+    /// Requests that were due a second, of all guests together; none: a closed loop.
+    pub fn due_iops(&self) -> Option<f64> {
+        self.rate_iops.map(|rate| rate * f64::from(self.guests))
+    }
+
+    /// Whether about as much was done a second as was due. Always of a closed loop.
+    pub fn kept_its_rate(&self) -> bool {
+        self.due_iops().is_none_or(|due| self.iops >= due * KEPT)
+    }
+}
+
 /// Quantiles of one stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StageRecord {
