@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use vfio_ccw_load::closed_loop::{self, ClosedLoop, Limit, LoadReport};
 use vfio_ccw_load::open_loop::{self, OpenLoop};
-use vfio_ccw_load::{Progress, Quiet, StageRow};
+use vfio_ccw_load::{Access, Progress, Quiet, StageRow};
 use vfio_ccw_metrics::{CounterKind, Registry, Stage, Totals};
 
 use crate::engines::{Driven, EngineKind, Plan, ProgramKind, Refused};
@@ -152,6 +152,11 @@ impl Outcome<'_> {
             subchannels: spec.iodepth,
             block_bytes: first.moved,
             read_percent: spec.read_percent(),
+            access: (plan.program == ProgramKind::Disk).then(|| match spec.access() {
+                Access::Zipf(theta) => format!("zipf:{theta}"),
+                Access::Sequential => "in order".to_owned(),
+                _ => "random".to_owned(),
+            }),
             rate_iops: spec.rate_iops,
             seconds: reports().map(|report| report.seconds).fold(0.0, f64::max),
             ios: sum(|report| report.ios),
@@ -234,6 +239,7 @@ mod tests {
         assert_eq!(record.latency.count, 600);
         assert_eq!(record.buckets.iter().map(|bucket| bucket.1).sum::<u64>(), 600);
         assert_eq!(record.budget_bytes, Some(16 << 20));
+        assert_eq!(record.access.as_deref(), Some("random"));
         assert!(record.pinned_peak_bytes.is_some_and(|bytes| bytes > 0), "{record:?}");
         let total = record.stages.last().unwrap();
         assert_eq!(total.name, "total");

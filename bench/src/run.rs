@@ -108,6 +108,8 @@ pub struct JobRecord {
     pub block_bytes: u32,
     /// Percent of reads.
     pub read_percent: u8,
+    /// Where a disk's transfers go: `in order`, `random` or `zipf:THETA`.
+    pub access: Option<String>,
     /// Requests that were due a second, of each guest; none: a closed loop.
     pub rate_iops: Option<f64>,
     /// How long the longest of them was measured.

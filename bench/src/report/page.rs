@@ -352,7 +352,7 @@ mod tests {
     prop_compose! {
         fn job()(
             words in prop::array::uniform3(word()),
-            options in prop::array::uniform4(prop::option::of(word())),
+            options in prop::array::uniform5(prop::option::of(word())),
             sizes in prop::array::uniform3(prop_oneof![Just(0), Just(1), Just(u32::MAX), 0..100u32]),
             read_percent in any::<u8>(),
             rate_iops in prop::option::of(real()),
@@ -366,13 +366,13 @@ mod tests {
             stopped in any::<bool>(),
         ) -> JobRecord {
             let [name, engine, program] = words;
-            let [mode, wait, driver, pinner] = options;
+            let [mode, wait, driver, pinner, access] = options;
             let [guests, subchannels, block_bytes] = sizes;
             let [seconds, iops, mib_per_s] = reals;
             let [ios, reads, writes, warm_up, errors, lost, duplicate, checked, miscompares, behind_ns] = numbers;
             let [pinned_peak_bytes, budget_bytes] = pinned;
             JobRecord {
-                name, engine, program, mode, wait, driver, pinner, guests, subchannels, block_bytes, read_percent,
+                name, engine, program, mode, wait, driver, pinner, guests, subchannels, block_bytes, read_percent, access,
                 rate_iops, seconds, ios, reads, writes, warm_up, iops, mib_per_s, errors, lost, duplicate, checked,
                 miscompares, behind_ns, latency, buckets, stages, guest_bytes: ios, pinned_peak_bytes, budget_bytes,
                 hit_rate, stopped,

@@ -64,6 +64,12 @@ pub struct RatioFigure {
     pub holds: bool,
 }
 
+/// A file of `bench/results`, of which the figures are shown.
+#[derive(Deserialize)]
+struct Recorded {
+    ratios: BTreeMap<String, RatioFigure>,
+}
+
 /// What of `modes --json` is shown.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct ModesRun {
@@ -154,6 +160,9 @@ impl Source {
             }
         } else if has("workloads") {
             serde_json::from_slice(json).map(Content::Modes)
+        } else if has("ratios") {
+            let recorded = serde_json::from_slice::<Recorded>(json);
+            recorded.map(|recorded| Content::Ratios(in_order(recorded.ratios)))
         } else {
             match serde_json::from_slice::<BTreeMap<String, RatioFigure>>(json) {
                 Ok(figures) if !figures.is_empty() => Ok(Content::Ratios(in_order(figures))),
@@ -235,6 +244,9 @@ mod tests {
         assert!(matches!(parsed(&sample::compare_json()), Content::Compare(_)));
         assert!(matches!(parsed(&sample::modes_json()), Content::Modes(_)));
         let Content::Ratios(rows) = parsed(&sample::ratios_json()) else { panic!("ratios") };
+        let recorded =
+            format!("{{\"date\": \"2026-01-31\", \"ratios\": {}}}", sample::ratios_json());
+        assert_eq!(parsed(&recorded), Content::Ratios(rows.clone()));
         let names: Vec<&str> = rows.iter().map(|row| row.name.as_str()).collect();
         // The order of the table of figures, not that of the alphabet.
         assert_eq!(names[..2], ["ring_spsc_vs_rtrb", "ring_mpsc_vs_arrayqueue"]);

@@ -19,6 +19,7 @@ pub(super) fn job(name: &str) -> JobRecord {
         subchannels: 8,
         block_bytes: 4096,
         read_percent: 70,
+        access: Some("random".to_owned()),
         rate_iops: None,
         seconds: 10.0,
         ios: 1_000_000,

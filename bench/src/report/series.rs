@@ -103,6 +103,7 @@ fn facets(record: &JobRecord, with_subchannels: bool) -> Vec<String> {
         plural(record.guests, "guest"),
         Bytes(record.block_bytes.into()).to_string(),
         format!("{} % reads", record.read_percent),
+        given(&record.access),
         named("wait", &record.wait),
         given(&record.driver),
         given(&record.pinner),

@@ -97,7 +97,10 @@ pub(in crate::report) fn markup(jobs: &[Job], left_out: usize) -> Option<Markup>
             cell(record.guests.to_string()),
             cell(record.subchannels.to_string()),
             cell(Bytes(record.block_bytes.into()).to_string()),
-            cell(format!("{} %", record.read_percent)),
+            cell(match &record.access {
+                Some(access) => format!("{} %, {access}", record.read_percent),
+                None => "–".to_owned(),
+            }),
             cell(record.due_iops().map_or_else(|| "–".to_owned(), count)),
             cell(count(record.iops)),
             time(latency.p50_ns),
