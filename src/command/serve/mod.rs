@@ -34,8 +34,8 @@ const FIRST_DEVNO: u16 = 0x1000;
     A line 'ready' on standard output says that clients can connect. SIGTERM or Ctrl-C: programs that run come to\n\
     their end, volumes are synced, and the server ends with status 0; a second one ends it at once.")]
 pub(super) struct Serve {
-    /// null, or fba:FILE for a disk on a raw image; ',ro' protects it, ',count=N' makes N of them on sockets of
-    /// their own, ',name=NAME' names the socket.
+    /// null, or fba:FILE for a disk on a raw image; ',ro' protects it, ',size=BYTES' makes the image where it is
+    /// not there, ',count=N' makes N of them on sockets of their own, ',name=NAME' names the socket.
     #[arg(long, value_name = "DEVICE", required = true)]
     device: Vec<DeviceWord>,
     /// The socket of the only device.
@@ -110,6 +110,7 @@ impl Serve {
             return Err("--user is part of the sandbox: leave --sandbox off away".into());
         }
         server.run(stop.into(), |driver| {
+            tracing::info!("file I/O runs on {}", driver.name());
             if let Some(endpoint) = &endpoint {
                 tell(format_args!("metrics: http://{}/metrics", endpoint.local_addr()));
             }
@@ -148,7 +149,14 @@ impl Serve {
         for word in &self.device {
             let volume = match &word.kind {
                 Kind::Null => None,
-                Kind::Fba { image, read_only } => Some(Arc::new(Volume::open(image, *read_only)?)),
+                Kind::Fba { image, read_only, size } => {
+                    if let Some(bytes) = size {
+                        device::make(image, *bytes).map_err(|error| {
+                            format!("image {} cannot be made: {error}", image.display())
+                        })?;
+                    }
+                    Some(Arc::new(Volume::open(image, *read_only)?))
+                }
             };
             let stem = word.name.clone().unwrap_or_else(|| word.kind.name().to_owned());
             for _ in 0..word.count {
