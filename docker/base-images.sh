@@ -99,7 +99,8 @@ sources() {
         [ -r "$file" ] || continue
         case $file in
         *.sources)
-            grep -Eq "^Suites:.*\b$SUITE( |\$)" "$file" && grep -Eq '^Components:.*\bmain\b' "$file" || continue
+            grep -Eq "^Suites:.*\b$SUITE( |\$)" "$file" || continue
+            grep -Eq '^Components:.*\bmain\b' "$file" || continue
             ;;
         *) grep -Eq "^deb .* $SUITE main" "$file" || continue ;;
         esac
@@ -116,11 +117,12 @@ make_base() {
     while read -r line; do
         options+=(--aptopt="$line")
     done < <(apt-config dump 2>/dev/null | grep -E '^Acquire::https?::Proxy ' | grep -v '""' || true)
+    # shellcheck disable=SC2016 # $1 is the new system's folder, for the shell that mmdebstrap starts.
     if [ -n "$(find "$LOCAL_CAS" -name '*.crt' -print -quit 2>/dev/null)" ]; then
         options+=(--customize-hook="copy-in $LOCAL_CAS ${LOCAL_CAS%/*}" --customize-hook='chroot "$1" update-ca-certificates')
     fi
     mmdebstrap --quiet --variant=minbase --include=ca-certificates \
-        --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+        --dpkgopt=force-unsafe-io --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
         "${options[@]}" "$SUITE" "$folder/base.tar" "${mirrors[@]}" 2>"$folder/mmdebstrap" ||
         die 2 "mmdebstrap: $(grep '^E:' "$folder/mmdebstrap" | tail -n 1 || tail -n 1 "$folder/mmdebstrap")"
     docker import --change 'CMD ["bash"]' --message 'made by base-images.sh' "$folder/base.tar" "$BASE" >/dev/null
@@ -134,7 +136,7 @@ make_rust() {
     sysroot=$(rustc --print sysroot)
     host=$(rustc -vV | sed -n 's/^host: //p')
     # A distribution's Rust is strewn over /usr, and older than what this project needs.
-    [ -x "$sysroot/bin/cargo" ] && [ "$sysroot" != /usr ] ||
+    [[ -x $sysroot/bin/cargo && $sysroot != /usr ]] ||
         die 2 "$RUST: the Rust in $sysroot is not in a folder of its own: install it with rustup, or pull the image"
     say "$RUST: from $BASE and $(rustc --version)"
     container=$(docker create "$BASE" sh -c 'apt-get update -qq &&
