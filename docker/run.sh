@@ -125,12 +125,13 @@ files=(-f compose.yaml)
 compose+=(-p "$project" "${files[@]}")
 [ "$grafana" = no ] || compose+=(--profile grafana)
 
-started=no
+started=no vendored=no
 finish() {
     local status=$?
     trap - EXIT
     # A second Ctrl-C must not leave half of it.
     trap '' INT TERM
+    [ "$vendored" = no ] || rm -rf crates/sources crates/config.{new,toml}
     if [ "$started" = yes ]; then
         docker rm --force "$load" >/dev/null 2>&1 || true
         "${compose[@]}" logs --no-color device >"$out/device.log" 2>&1 || true
@@ -160,7 +161,7 @@ image() {
         [ -z "${!variable:-}" ] || [[ $variable == CARGO_* && -z $target ]] || arguments+=(--build-arg "$variable")
     done
     [ -z "$target" ] || arguments+=(--target "$target")
-    docker build "${arguments[@]}" --file "$file" --tag "$name:$TAG" .. >>"$out/build.log" 2>&1 && return
+    docker build "${arguments[@]}" --file "$here/$file" --tag "$name:$TAG" .. >>"$out/build.log" 2>&1 && return
     tail -n 30 "$out/build.log" >&2
     die 2 "image $name could not be built, see above and $out/build.log"
 }
@@ -169,7 +170,7 @@ image() {
 crates() {
     rm -rf crates/sources crates/config.toml
     command -v cargo >/dev/null || return 0
-    if cargo vendor --locked --quiet --versioned-dirs --manifest-path ../Cargo.toml crates/sources \
+    if cargo vendor --locked --versioned-dirs --manifest-path ../Cargo.toml crates/sources \
         >crates/config.new 2>>"$out/build.log"; then
         sed 's|^directory = .*|directory = "/src/docker/crates/sources"|' crates/config.new >crates/config.toml
     else
@@ -189,12 +190,14 @@ build() {
     # Another run of this may be at it: they share the crates' folder.
     exec 9>crates/.lock
     flock 9
+    vendored=yes
     crates
-    image vfio-ccw-load docker/Dockerfile load
-    image vfio-ccw docker/Dockerfile command
+    image vfio-ccw-load Dockerfile load
+    image vfio-ccw Dockerfile command
     rm -rf crates/sources crates/config.toml
+    vendored=no
     exec 9>&-
-    image vfio-ccw-prometheus docker/prometheus/Dockerfile ''
+    image vfio-ccw-prometheus prometheus/Dockerfile ''
     say "images are there after $((SECONDS - begin)) s"
 }
 
@@ -242,8 +245,10 @@ healthy prometheus
 
 say "load: $jobs"
 status=0
+# Behind, so that a signal is acted on at once and not when the load is through.
 "${compose[@]}" run -T --no-deps --use-aliases --name "$load" load \
-    load - --json /out/run.json --metrics 0.0.0.0:9464 <"$jobs" 2>&1 | without_compose | tee "$out/load.log" || status=${PIPESTATUS[0]}
+    load - --json /out/run.json --metrics 0.0.0.0:9464 <"$jobs" 2>&1 | without_compose | tee "$out/load.log" &
+wait $! || status=$?
 docker cp "$load:/out/run.json" "$out/run.json" >/dev/null 2>&1 || true
 docker rm "$load" >/dev/null 2>&1 || true
 
