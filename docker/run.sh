@@ -253,6 +253,7 @@ docker cp "$load:/out/run.json" "$out/run.json" >/dev/null 2>&1 || true
 docker rm "$load" >/dev/null 2>&1 || true
 
 if [ -s "$out/run.json" ]; then
+    # Also of a load that failed.
     if "${compose[@]}" run -T --no-deps --name "$load" load report /out/run.json --output /out/report.html \
         >"$out/report.log" 2>&1 </dev/null && docker cp "$load:/out/report.html" "$out/report.html" >/dev/null 2>&1; then
         rm "$out/report.log"
@@ -288,5 +289,6 @@ if [ "$seccomp" = epoll ] && [[ $server$client == *io_uring* ]]; then
     die 2 "seccomp-epoll.json refuses io_uring, and yet it was used: the profile was not in force"
 fi
 [ -s "$out/run.json" ] || die 2 "the load left no results"
+[ -s "$out/report.html" ] || die 2 "the report could not be made: see $out/report.log"
 [ "${scrapes:-0}" != 0 ] || die 2 "Prometheus has not scraped the device in $SCRAPE_SECONDS s"
 say "every request came back once, and every read that was compared was right"
