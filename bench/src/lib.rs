@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`ratio`] | what a figure is, how it is measured, summarised and shown |
 //! | [`fields`] | the figures themselves, by topic |
+//! | [`parts`] | parts of a request's way, each by itself |
 //! | [`baseline`] | peers that no library provides |
 //! | [`replacement`] | hit rates of the pool next to other policies |
 //! | [`service_load`] | a service under load, as the figures drive it |
@@ -50,6 +51,7 @@ pub mod engines;
 pub mod fields;
 pub mod job;
 pub mod machine;
+pub mod parts;
 pub mod peer_process;
 pub mod ratio;
 pub mod replacement;

@@ -21,7 +21,7 @@ use vfio_ccw_load::{Access, Workload};
 use vfio_ccw_pinning::{FRAME, GuestMap, Hold, Mode, Pool};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use crate::fields::pinning::Nothing;
+use crate::parts::pin_hit::Nothing;
 use crate::ratio::FieldError;
 
 /// Budgets in percent of the guest's frames.

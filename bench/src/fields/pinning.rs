@@ -1,52 +1,17 @@
 //! Holding pinned pages against the caches that others would use for it.
 
 use super::huge_pages::{HUGE_PAGE, HugeMemory};
+use crate::parts::pin_hit::{ENTRIES, PAGES, random_frames, take_and_release, warm_pool};
 use crate::ratio::{FieldError, Round, Sample};
 use crate::service_load::{DiskLoad, DiskShape};
 use lru::LruCache;
 use std::hint::black_box;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Barrier, Mutex};
-use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
-use vfio_ccw_load::random::SplitMix64;
 use vfio_ccw_metrics::CounterKind;
-use vfio_ccw_pinning::{
-    FRAME, Granule, GuestMap, Hold, Mode, Pinner, Pool, Resident, Run, Stopped,
-};
+use vfio_ccw_pinning::{FRAME, Granule, GuestMap, Hold, Mode, Pool, Resident};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-
-/// Entries of each cache.
-const ENTRIES: u32 = 65_536;
-/// Accesses of one measurement.
-const ACCESSES: usize = 1 << 18;
-/// Pages of one channel program: what a request takes and releases together.
-const PAGES: usize = 16;
-
-/// Pins nothing: what is measured are hits.
-pub(crate) struct Nothing;
-
-impl Pinner for Nothing {
-    fn name(&self) -> &'static str {
-        "nothing"
-    }
-
-    fn pin(&self, _runs: &[Run<'_>]) -> Result<(), Stopped> {
-        Ok(())
-    }
-
-    fn unpin(&self, _runs: &[Run<'_>]) -> Result<(), Stopped> {
-        Ok(())
-    }
-
-    fn joins_frames(&self) -> bool {
-        true
-    }
-
-    fn keeps_place(&self) -> bool {
-        true
-    }
-}
 
 /// Take and release of a cached frame / get on a mutex around an LRU map.
 pub fn hit_vs_mutex_lru(round: &Round) -> Result<Sample, FieldError> {
@@ -102,37 +67,13 @@ pub fn hit_two_threads(round: &Round) -> Result<Sample, FieldError> {
     )
 }
 
-/// A pool in which every frame is pinned and idle.
-fn warm_pool() -> Result<Pool, FieldError> {
-    let bytes = u64::from(ENTRIES) * FRAME;
-    let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), bytes as usize)])?;
-    let pool = Pool::new(Arc::new(GuestMap::new(Arc::new(memory))?), Box::new(Nothing), bytes)?;
-    let mut hold = Hold::default();
-    (0..ENTRIES).for_each(|frame| hold.want(frame));
-    pool.hold_blocking(&mut hold)?;
-    pool.release(&mut hold, Mode::Cached);
-    Ok(pool)
-}
-
-fn random_frames(seed: u64, range: std::ops::Range<u32>) -> Vec<u32> {
-    let mut random = SplitMix64::new(seed);
-    let span = u64::from(range.end - range.start);
-    (0..ACCESSES).map(|_| range.start + (random.next_u64() % span) as u32).collect()
-}
-
 /// Nanoseconds to take and release one of `frames`, in programs of [`PAGES`] pages.
 fn hits(pool: &Pool, frames: &[u32]) -> f64 {
     let mut hold = Hold::default();
-    let mut cx = Context::from_waker(Waker::noop());
     let mut missed = 0;
     let start = Instant::now();
     for program in frames.chunks(PAGES) {
-        hold.clear();
-        program.iter().for_each(|frame| hold.want(*frame));
-        if !matches!(pool.poll_hold(&mut hold, &mut cx), Poll::Ready(Ok(()))) {
-            missed += 1;
-        }
-        pool.release(&mut hold, Mode::Cached);
+        missed += u32::from(!take_and_release(pool, &mut hold, program));
     }
     let cost = start.elapsed().as_nanos() as f64 / frames.len() as f64;
     assert_eq!(missed, 0, "a warm pool has every frame");

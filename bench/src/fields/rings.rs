@@ -4,6 +4,7 @@
 //! Peers are used as their documentation says is fastest: rtrb in bursts through `write_chunk_uninit`
 //! with `fill_from_iter` and `read_chunk` with its iterator.
 
+use crate::parts::ring::{self, BURST, CAPACITY, burst, check_sum, sum_of};
 use crate::ratio::{FieldError, Round, Sample};
 use crossbeam_queue::ArrayQueue;
 use std::hint::{black_box, spin_loop};
@@ -11,9 +12,6 @@ use std::sync::Barrier;
 use std::time::Instant;
 use vfio_ccw_queues::{Full, spsc, submission};
 
-/// Slots of each ring: large enough that a full ring is rare.
-const CAPACITY: usize = 1024;
-const BURST: usize = 32;
 /// Items of one measurement on one thread: a few milliseconds.
 const ITEMS: u64 = 1 << 20;
 /// Items of each of two producers.
@@ -81,16 +79,11 @@ pub fn mpsc_vs_array_queue(round: &Round) -> Result<Sample, FieldError> {
 }
 
 fn alternate(
-    mut push: impl FnMut(u64) -> bool,
-    mut pop: impl FnMut() -> Option<u64>,
+    push: impl FnMut(u64) -> bool,
+    pop: impl FnMut() -> Option<u64>,
 ) -> Result<f64, FieldError> {
-    let mut sum = 0;
     let start = Instant::now();
-    for item in 0..ITEMS {
-        if push(black_box(item)) {
-            sum += pop().unwrap_or_default();
-        }
-    }
+    let sum = ring::alternate(ITEMS, push, pop);
     let nanos = start.elapsed().as_nanos() as f64;
     check_sum(sum, sum_of(ITEMS))?;
     Ok(nanos / ITEMS as f64)
@@ -113,11 +106,6 @@ fn alternate_bursts(
     let nanos = start.elapsed().as_nanos() as f64;
     check_sum(sum, sum_of(ITEMS))?;
     Ok(nanos / ITEMS as f64)
-}
-
-/// The items of one burst. `black_box` keeps the compiler from making the sum at compile time.
-fn burst(first: u64) -> impl ExactSizeIterator<Item = u64> {
-    (0..BURST).map(move |step| black_box(first + step as u64))
 }
 
 /// The consumer runs on this thread; the clock starts when all three are there.
@@ -175,18 +163,5 @@ impl Patience {
         } else {
             std::thread::yield_now();
         }
-    }
-}
-
-fn sum_of(items: u64) -> u64 {
-    items * (items - 1) / 2
-}
-
-/// A ring that is fast because it loses items must not win.
-fn check_sum(sum: u64, expected: u64) -> Result<(), FieldError> {
-    if sum == expected {
-        Ok(())
-    } else {
-        Err(format!("the items that came out add up to {sum} instead of {expected}").into())
     }
 }
