@@ -17,6 +17,7 @@
 //! | [`job`] | a job of a job file, on services of its own |
 //! | [`run`], [`machine`] | what is left of loads, and what they ran on |
 //! | [`report`] | one page of any number of result files |
+//! | [`processor`] | threads that stay on one processor |
 //! | [`peer_process`] | the other process of figures that take two |
 //! | [`allocations`] | a count of heap allocations |
 //!
@@ -53,6 +54,7 @@ pub mod job;
 pub mod machine;
 pub mod parts;
 pub mod peer_process;
+pub mod processor;
 pub mod ratio;
 pub mod replacement;
 pub mod report;

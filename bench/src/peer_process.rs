@@ -15,8 +15,9 @@ use vfio_ccw::server::{ServedDevice, Server};
 use vfio_ccw::{DeviceSpec, WaitStrategy};
 use vfio_ccw_metrics::DeviceClass;
 
+use crate::processor;
 use crate::ratio::FieldError;
-use crate::service_load::NullLoad;
+use crate::service_load::{BLOCK, DiskLoad, DiskShape, NullLoad};
 
 /// The subcommand that plays a role.
 pub const PEER: &str = "peer";
@@ -24,10 +25,13 @@ pub const PEER: &str = "peer";
 /// What a load's lines begin with.
 const IOPS: &str = "iops ";
 
+/// Guest memory of a load that reads.
+const READERS_GUEST: u64 = 64 << 20;
+
 /// Programs of a load before the first that count.
 const WARM_UP: u64 = 20_000;
 
-/// Plays the role that `words` name: what [`ServerProcess`] and [`Echo`] start.
+/// Plays the role that `words` name: what [`ServerProcess`], [`LoadProcess`] and [`Echo`] start.
 ///
 /// # Errors
 /// An unknown role, or what goes wrong in it.
@@ -37,6 +41,9 @@ pub fn play(words: &[String]) -> Result<(), FieldError> {
         ["serve", count, wait, folder] => serve(count.parse()?, wait.parse()?, Path::new(folder)),
         ["echo"] => Ok(echo()?),
         ["load", count] => load(count.parse()?),
+        ["read", image, count, seed, processor] => {
+            read(Path::new(image), count.parse()?, seed.parse()?, processor.parse()?)
+        }
         _ => Err(format!("{words:?} is no role").into()),
     }
 }
@@ -83,6 +90,25 @@ fn load(count: u16) -> Result<(), FieldError> {
         let ios: u64 = line?.parse()?;
         let took = load.run(ios)?;
         println!("{IOPS}{}", ios as f64 / took.as_secs_f64());
+    }
+    Ok(())
+}
+
+/// Reads at random from `count` disks on `image` for as many milliseconds as a line of standard input says,
+/// and says how many reads a second that were; until the input ends. All threads stay on `processor`.
+fn read(image: &Path, count: u16, seed: u64, processor: usize) -> Result<(), FieldError> {
+    // Threads that are started from now on stay there, too.
+    processor::stay_on(processor)?;
+    let count = usize::from(count);
+    let shape = DiskShape::new(count, READERS_GUEST, seed);
+    // A buffer a disk, as fio has one a request.
+    let shape = DiskShape { working_set: count as u64 * u64::from(BLOCK), ..shape };
+    let mut load = DiskLoad::on(image, &shape)?;
+    load.warm_up()?;
+    load.run(WARM_UP)?;
+    for (round, line) in (0..).zip(io::stdin().lines()) {
+        let time = Duration::from_millis(line?.parse()?);
+        println!("{IOPS}{}", load.run_for(time, seed.wrapping_add(round))?.iops());
     }
     Ok(())
 }
@@ -187,34 +213,46 @@ impl Drop for ServerProcess {
     }
 }
 
-/// A process with null devices that are driven in it.
+/// A process with devices that are driven in it.
 #[derive(Debug)]
-pub struct NullLoadProcess {
+pub struct LoadProcess {
     process: Child,
     output: BufReader<ChildStdout>,
 }
 
-impl NullLoadProcess {
-    /// Starts `program`, which is a build of this one, with `count` devices.
+impl LoadProcess {
+    /// Starts `program`, which is a build of this one, with `count` null devices.
     ///
     /// # Errors
     /// Where it does not start.
-    pub fn start(program: &Path, count: u16) -> Result<Self, FieldError> {
-        let mut process = role(program, &["load", &count.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let output = process.stdout.take().ok_or("no output of the load")?;
-        Ok(NullLoadProcess { process, output: BufReader::new(output) })
+    pub fn null(program: &Path, count: u16) -> Result<Self, FieldError> {
+        Self::of(role(program, &["load", &count.to_string()]))
     }
 
-    /// Lets it run so many programs: how many a second that were.
+    /// Starts this program with `count` disks on `image` and requests drawn from `seed`, all on one processor.
+    ///
+    /// # Errors
+    /// Where it does not start.
+    pub fn read(image: &Path, count: u16, seed: u64, processor: usize) -> Result<Self, FieldError> {
+        let image = image.to_str().ok_or("the image has a strange name")?;
+        let (count, seed) = (count.to_string(), seed.to_string());
+        Self::of(start(&["read", image, &count, &seed, &processor.to_string()])?)
+    }
+
+    fn of(mut command: Command) -> Result<Self, FieldError> {
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let output = process.stdout.take().ok_or("no output of the load")?;
+        Ok(LoadProcess { process, output: BufReader::new(output) })
+    }
+
+    /// Lets it run so long, programs on null devices or milliseconds on disks: how many I/Os a second that
+    /// were.
     ///
     /// # Errors
     /// Where it has failed.
-    pub fn iops(&mut self, ios: u64) -> Result<f64, FieldError> {
+    pub fn iops(&mut self, length: u64) -> Result<f64, FieldError> {
         let stdin = self.process.stdin.as_mut().ok_or("no input of the load")?;
-        writeln!(stdin, "{ios}")?;
+        writeln!(stdin, "{length}")?;
         let mut line = String::new();
         while self.output.read_line(&mut line)? > 0 {
             if let Some(iops) = line.strip_prefix(IOPS) {
@@ -226,7 +264,7 @@ impl NullLoadProcess {
     }
 }
 
-impl Drop for NullLoadProcess {
+impl Drop for LoadProcess {
     fn drop(&mut self) {
         // It ends with its input.
         drop(self.process.stdin.take());
@@ -285,6 +323,8 @@ impl Drop for Echo {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engines::scratch;
+    use crate::service_load::VOLUME;
 
     /// Where a test of this crate starts another process, that process runs this.
     #[test]
@@ -302,9 +342,19 @@ mod tests {
 
     #[test]
     fn a_load_of_another_process_says_how_fast_it_was() {
-        let mut load = NullLoadProcess::start(&std::env::current_exe().unwrap(), 2).unwrap();
+        let mut load = LoadProcess::null(&std::env::current_exe().unwrap(), 2).unwrap();
         for ios in [1000, 10] {
             assert!(load.iops(ios).unwrap() > 0.0);
+        }
+    }
+
+    #[test]
+    fn reads_of_another_process_are_counted() {
+        let image = scratch(VOLUME).unwrap();
+        let processor = processor::last().unwrap();
+        let mut load = LoadProcess::read(image.path(), 2, 1, processor).unwrap();
+        for milliseconds in [20, 1] {
+            assert!(load.iops(milliseconds).unwrap() > 0.0);
         }
     }
 

@@ -1,9 +1,11 @@
 //! A service under a load of short programs, driven from one thread as a VMM's would be.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use tempfile::NamedTempFile;
 use vfio_ccw::architecture::{Ccw, Orb};
 use vfio_ccw::engine::DiskEngine;
 use vfio_ccw::volume::Volume;
@@ -355,7 +357,8 @@ pub struct DiskLoad {
     engine: Scattered,
     workload: Workload,
     service: Service,
-    _scratch: tempfile::NamedTempFile,
+    /// What the volume is on, where it is this load's own.
+    _scratch: Option<NamedTempFile>,
 }
 
 impl DiskLoad {
@@ -380,6 +383,16 @@ impl DiskLoad {
     /// Where there is no scratch space, the working set exceeds the guest's room, or the service does
     /// not start: in mode pinned also where the process may not lock the whole guest.
     pub fn of(shape: &DiskShape) -> Result<Self, FieldError> {
+        let scratch = scratch(VOLUME)?;
+        let load = Self::on(scratch.path(), shape)?;
+        Ok(Self { _scratch: Some(scratch), ..load })
+    }
+
+    /// The same on an image of at least [`VOLUME`] bytes.
+    ///
+    /// # Errors
+    /// As [`of`](Self::of), and where the image cannot be opened or is smaller.
+    pub fn on(image: &Path, shape: &DiskShape) -> Result<Self, FieldError> {
         let room = shape.room();
         if shape.working_set > room {
             return Err(format!(
@@ -392,8 +405,11 @@ impl DiskLoad {
         // Known now, not after everything is set up.
         workload.generator(shape.subchannels)?;
 
-        let scratch = scratch(VOLUME)?;
-        let volume = Arc::new(Volume::open(scratch.path(), false)?);
+        let volume = Arc::new(Volume::open(image, false)?);
+        if volume.bytes() < VOLUME {
+            let (path, bytes) = (image.display(), volume.bytes());
+            return Err(format!("image {path}: {bytes} bytes are less than {VOLUME}").into());
+        }
         let range = (GuestAddress(0), usize::try_from(shape.guest)?);
         let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[range])?);
         let builder = Service::builder().subchannels(shape.subchannels).mode(shape.mode);
@@ -403,7 +419,7 @@ impl DiskLoad {
         };
         let engine = DiskEngine::attach(&service, &volume, shape.subchannels)?;
         let engine = Scattered::new(engine, shape);
-        Ok(Self { engine, workload, service, _scratch: scratch })
+        Ok(Self { engine, workload, service, _scratch: None })
     }
 
     /// Reads into every page of the working set once, so that none is new to the host any more, and
@@ -601,6 +617,14 @@ mod tests {
         assert!(places.iter().all(|place| (base..shape.guest).contains(place)));
         let adjacent = places.windows(2).filter(|pair| pair[0].abs_diff(pair[1]) == PAGE).count();
         assert!(adjacent < 8, "{adjacent} of {pages} pages are next to each other");
+    }
+
+    #[test]
+    fn an_image_that_is_too_small_is_refused() {
+        let image = NamedTempFile::new().unwrap();
+        image.as_file().set_len(VOLUME - 512).unwrap();
+        let error = DiskLoad::on(image.path(), &shape(Mode::Cached)).unwrap_err().to_string();
+        assert!(error.contains(&(VOLUME - 512).to_string()), "{error}");
     }
 
     #[test]

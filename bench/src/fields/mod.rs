@@ -1,5 +1,6 @@
 //! The figures, by topic, in the order in which they are measured.
 
+pub mod fio;
 mod huge_pages;
 pub mod observability;
 pub mod pinning;
@@ -176,6 +177,13 @@ pub const FIELDS: &[Field] = &[
         target: Target::Le(1.5),
         rounds: 11,
         round: scale::neighbour_p99,
+    },
+    Field {
+        name: "fba_randread_vs_fio",
+        measures: "4 KiB random reads of a 64 MiB file in the page cache, 32 at a time, all threads on one processor, I/Os a second, 32 FBA disks / fio with io_uring, registered buffers and files and batches of 32",
+        target: Target::Ge(0.8),
+        rounds: 11,
+        round: fio::randread_vs_fio,
     },
     Field {
         name: "remote_fast_vs_inprocess",

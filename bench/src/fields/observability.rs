@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use vfio_ccw_metrics::Endpoint;
 
-use crate::peer_process::NullLoadProcess;
+use crate::peer_process::LoadProcess;
 use crate::ratio::{FieldError, Round, Sample};
 use crate::service_load::NullLoad;
 
@@ -36,15 +36,15 @@ const BETWEEN_SCRAPES: Duration = Duration::from_secs(1);
 /// stays from round to round.
 pub fn metrics_overhead(round: &Round) -> Result<Sample, FieldError> {
     thread_local! {
-        static PROCESSES: RefCell<Option<[NullLoadProcess; 2]>> = const { RefCell::new(None) };
+        static PROCESSES: RefCell<Option<[LoadProcess; 2]>> = const { RefCell::new(None) };
     }
     PROCESSES.with_borrow_mut(|processes| {
         let [on, out] = match processes {
             Some(processes) => processes,
             None => {
                 let without = unrecorded()?;
-                let on = NullLoadProcess::start(&std::env::current_exe()?, SUBCHANNELS)?;
-                processes.insert([on, NullLoadProcess::start(&without, SUBCHANNELS)?])
+                let on = LoadProcess::null(&std::env::current_exe()?, SUBCHANNELS)?;
+                processes.insert([on, LoadProcess::null(&without, SUBCHANNELS)?])
             }
         };
         round.compare(|| on.iops(IOS), || out.iops(IOS))
