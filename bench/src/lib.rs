@@ -9,6 +9,8 @@
 //! | [`ratio`] | what a figure is, how it is measured, summarised and shown |
 //! | [`fields`] | the figures themselves, by topic |
 //! | [`parts`] | parts of a request's way, each by itself |
+//! | [`instructions`] | how many instructions a part takes |
+//! | [`record`] | a measurement that is kept |
 //! | [`baseline`] | peers that no library provides |
 //! | [`replacement`] | hit rates of the pool next to other policies |
 //! | [`service_load`] | a service under load, as the figures drive it |
@@ -50,12 +52,14 @@ pub mod baseline;
 pub mod comparison;
 pub mod engines;
 pub mod fields;
+pub mod instructions;
 pub mod job;
 pub mod machine;
 pub mod parts;
 pub mod peer_process;
 pub mod processor;
 pub mod ratio;
+pub mod record;
 pub mod replacement;
 pub mod report;
 pub mod run;

@@ -1,6 +1,7 @@
 //! Measures the project's figures (`ratios --json`), compares the pinning modes (`modes`) and the
 //! pool's choice of what stays pinned with others (`replacement`), runs loads (`load`), compares them
-//! (`compare`), and makes a page of it all (`report`).
+//! (`compare`), makes a page of it all (`report`), counts instructions (`instructions`), and keeps
+//! measurements (`record`).
 
 mod compare;
 mod hdr_log;
@@ -18,8 +19,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use vfio_ccw_bench::allocations::Counting;
 use vfio_ccw_bench::fields::FIELDS;
+use vfio_ccw_bench::instructions::{self, InstructionsError};
 use vfio_ccw_bench::peer_process;
-use vfio_ccw_bench::ratio::{self, Earlier, FieldError, Figures, RatioError};
+use vfio_ccw_bench::ratio::{self, Earlier, Field, FieldError, Figures, RatioError};
+use vfio_ccw_bench::record::{FOLDER, Record};
 use vfio_ccw_bench::replacement::Setting;
 use vfio_ccw_bench::report::{Report, ReportError};
 
@@ -55,6 +58,12 @@ enum Command {
     /// Print the hit rates of the pool, of an LRU map, of quick_cache and of the optimum on the same
     /// traces; takes some seconds.
     Replacement(Replacement),
+    /// Count the instructions of parts of a request's way, with valgrind; takes some ten seconds.
+    Instructions(Instructions),
+    /// Keep instruction counts and all figures in a file of bench/results; takes ten minutes or more.
+    ///
+    /// Exits with 0 where all could be measured, whether or not the targets hold.
+    Record(Keep),
     /// The other process of some figures.
     #[command(hide = true, name = peer_process::PEER)]
     Peer {
@@ -95,6 +104,23 @@ struct Replacement {
     seed: u64,
 }
 
+#[derive(Debug, Args)]
+struct Instructions {
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct Keep {
+    /// Leave out the figures: some ten seconds.
+    #[arg(long)]
+    instructions_only: bool,
+    /// Where the file is written, as DATE-COMMIT.json.
+    #[arg(long, value_name = "FOLDER", default_value = FOLDER, hide_default_value = true)]
+    folder: PathBuf,
+}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Ratios(arguments) => ratios(&arguments),
@@ -111,6 +137,8 @@ fn main() -> ExitCode {
             arguments.run().map(|()| ExitCode::SUCCESS).map_err(Failure::from)
         }
         Command::Replacement(arguments) => replacement(&arguments),
+        Command::Instructions(arguments) => instructions(&arguments),
+        Command::Record(arguments) => record(&arguments),
         Command::Peer { role } => {
             peer_process::play(&role).map(|()| ExitCode::SUCCESS).map_err(Failure::Peer)
         }
@@ -148,6 +176,10 @@ enum Failure {
     Peer(FieldError),
     #[error("hit rates were not measured: {0}")]
     Replacement(FieldError),
+    #[error(transparent)]
+    Instructions(#[from] InstructionsError),
+    #[error("no record: {0}")]
+    Record(FieldError),
     #[error("the figures could not be written: {0}")]
     Output(#[from] io::Error),
     #[error("the figures could not be written as JSON: {0}")]
@@ -163,12 +195,27 @@ fn ratios(arguments: &Ratios) -> Result<ExitCode, Failure> {
     }
     // Before anything is measured: a wrong name should not cost ten minutes.
     let earlier = arguments.against.as_deref().map(earlier).transpose()?;
+    let (figures, code) = figures(&fields, arguments.rounds, arguments.seed);
+    if arguments.json {
+        serde_json::to_writer_pretty(&mut out, &figures)?;
+        writeln!(out)?;
+    } else {
+        out.write_all(figures.table().as_bytes())?;
+    }
+    if let Some(earlier) = earlier {
+        eprintln!("{}", figures.against(&earlier));
+    }
+    Ok(code)
+}
+
+/// Measures these, and whether that went well with all of them.
+fn figures(fields: &[&Field], rounds: Option<u32>, seed: u64) -> (Figures, ExitCode) {
     let mut figures = Figures::default();
     let mut code = ExitCode::SUCCESS;
     for field in fields {
-        let rounds = arguments.rounds.map_or(field.rounds, |rounds| rounds as usize);
+        let rounds = rounds.map_or(field.rounds, |rounds| rounds as usize);
         let mut line = RoundLine::new(field.name, rounds);
-        match field.measure(rounds, arguments.seed, |round| line.show(round)) {
+        match field.measure(rounds, seed, |round| line.show(round)) {
             Ok(figure) => {
                 line.end(&figure.to_string());
                 figures.push(field.name, figure);
@@ -179,15 +226,34 @@ fn ratios(arguments: &Ratios) -> Result<ExitCode, Failure> {
             }
         }
     }
+    (figures, code)
+}
+
+fn instructions(arguments: &Instructions) -> Result<ExitCode, Failure> {
+    let counts = instructions::Instructions::count()?;
+    let mut out = io::stdout().lock();
     if arguments.json {
-        serde_json::to_writer_pretty(&mut out, &figures)?;
+        serde_json::to_writer_pretty(&mut out, &counts)?;
         writeln!(out)?;
     } else {
-        out.write_all(figures.table().as_bytes())?;
+        out.write_all(counts.table().as_bytes())?;
     }
-    if let Some(earlier) = earlier {
-        eprintln!("{}", figures.against(&earlier));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn record(arguments: &Keep) -> Result<ExitCode, Failure> {
+    let mut record = Record::begin().map_err(Failure::Record)?;
+    let path = record.file(&arguments.folder).map_err(Failure::Record)?;
+    record.instructions = instructions::Instructions::count()?;
+    let mut code = ExitCode::SUCCESS;
+    if !arguments.instructions_only {
+        let all: Vec<&Field> = FIELDS.iter().collect();
+        let figures;
+        (figures, code) = self::figures(&all, None, 1);
+        record.ratios = Some(figures);
     }
+    record.write(&path).map_err(Failure::Record)?;
+    println!("{}", path.display());
     Ok(code)
 }
 

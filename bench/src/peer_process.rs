@@ -1,5 +1,6 @@
 //! The other process of figures that take two: this program again, in another role.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
@@ -15,6 +16,7 @@ use vfio_ccw::server::{ServedDevice, Server};
 use vfio_ccw::{DeviceSpec, WaitStrategy};
 use vfio_ccw_metrics::DeviceClass;
 
+use crate::parts::Part;
 use crate::processor;
 use crate::ratio::FieldError;
 use crate::service_load::{BLOCK, DiskLoad, DiskShape, NullLoad};
@@ -31,7 +33,7 @@ const READERS_GUEST: u64 = 64 << 20;
 /// Programs of a load before the first that count.
 const WARM_UP: u64 = 20_000;
 
-/// Plays the role that `words` name: what [`ServerProcess`], [`LoadProcess`] and [`Echo`] start.
+/// Plays the role that `words` name: what [`ServerProcess`], [`LoadProcess`], [`Echo`] and [`part`] start.
 ///
 /// # Errors
 /// An unknown role, or what goes wrong in it.
@@ -44,6 +46,7 @@ pub fn play(words: &[String]) -> Result<(), FieldError> {
         ["read", image, count, seed, processor] => {
             read(Path::new(image), count.parse()?, seed.parse()?, processor.parse()?)
         }
+        ["part", name, times] => name.parse::<Part>()?.run(times.parse()?),
         _ => Err(format!("{words:?} is no role").into()),
     }
 }
@@ -111,6 +114,13 @@ fn read(image: &Path, count: u16, seed: u64, processor: usize) -> Result<(), Fie
         println!("{IOPS}{}", load.run_for(time, seed.wrapping_add(round))?.iops());
     }
     Ok(())
+}
+
+/// This program, to run a part so many times and end.
+pub(crate) fn part(part: Part, times: u64) -> io::Result<Vec<OsString>> {
+    let command = start(&["part", part.name(), &times.to_string()])?;
+    let words = command.get_args().map(OsStr::to_owned);
+    Ok([command.get_program().to_owned()].into_iter().chain(words).collect())
 }
 
 /// This program in the role that `words` name.

@@ -1,6 +1,7 @@
 //! Parts of a request's way, each by itself, with just what it needs around it.
 //!
-//! The [figures](crate::fields) time a part next to its peers.
+//! Three things measure the same code: the [figures](crate::fields) time a part next to its peers, the
+//! benches time it alone, and [`instructions`](crate::instructions) counts what it executes.
 
 pub mod finish;
 pub mod pin_hit;
