@@ -8,6 +8,7 @@ pub use agreement::{Agreement, Earlier, NoFigures};
 pub use bootstrap::{Interval, interval_of_median, interval_with, median};
 pub use field::{Field, FieldError, Figure, Round, Sample, Target};
 
+use crate::fields::Lacking;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use std::fmt::Write;
 
@@ -42,6 +43,13 @@ pub enum RatioError {
     /// Nothing to take a median of.
     #[error("not measured, 0 rounds were asked for; ask for at least 1")]
     NoRounds,
+}
+
+impl RatioError {
+    /// Whether it is the machine that lacks something.
+    pub fn is_lack(&self) -> bool {
+        matches!(self, RatioError::Round { source, .. } if source.is::<Lacking>())
+    }
 }
 
 /// The fields of `all` with the names in `only`, in the order of `all`; all where `only` is empty.
