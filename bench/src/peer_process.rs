@@ -33,7 +33,7 @@ const READERS_GUEST: u64 = 64 << 20;
 /// Programs of a load before the first that count.
 const WARM_UP: u64 = 20_000;
 
-/// Plays the role that `words` name: what [`ServerProcess`], [`LoadProcess`], [`Echo`] and [`part`] start.
+/// Plays the role that `words` name: what [`ServerProcess`], [`LoadProcess`], [`Echo`] and `part` start.
 ///
 /// # Errors
 /// An unknown role, or what goes wrong in it.

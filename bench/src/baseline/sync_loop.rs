@@ -7,7 +7,7 @@
 //! | `per-request-pin` | epoll | reads, checks and translates the program, and pins its pages; unpins them behind it |
 //! | `qemu-shape` | one ppoll over all devices, as QEMU's main loop | the same: there the kernel does it, in the region write |
 //!
-//! The device behind them costs nothing ([`region`](super::region)), and no data is moved. Programs are translated by this
+//! The device behind them costs nothing (`region.rs`), and no data is moved. Programs are translated by this
 //! project's own code, and pages are pinned by its pool in mode on-demand, so that only the way differs.
 
 use std::io;
