@@ -75,15 +75,22 @@ fn fio_iops(
     if !output.status.success() {
         // What it has to complain of comes on either.
         let said = said + String::from_utf8_lossy(&output.stderr);
-        let lines: Vec<&str> = said.lines().filter(|line| line.starts_with("fio:")).collect();
-        let reason = format!(
-            "fio fails ({}): {}; it must know io_uring ('fio --enghelp=io_uring'), and the kernel must allow it (kernel.io_uring_disabled=0)",
-            output.status,
-            lines.join("; ")
-        );
-        return Err(Lacking(reason).into());
+        return Err(failure(&output.status.to_string(), &said));
     }
     iops_of(&said)
+}
+
+/// fio without io_uring, and kernels that refuse it, are the machine's own business; all else is a mistake here.
+fn failure(status: &str, said: &str) -> FieldError {
+    const NO_IO_URING: [&str; 3] =
+        ["io_uring not loadable", "Operation not permitted", "Function not implemented"];
+    let lines: Vec<&str> = said.lines().filter(|line| line.starts_with("fio:")).collect();
+    let reason = format!("fio fails ({status}): {}", lines.join("; "));
+    if NO_IO_URING.iter().any(|words| reason.contains(words)) {
+        let remedy = "fio must know io_uring ('fio --enghelp' lists it), and the kernel must allow it (sysctl kernel.io_uring_disabled, a container's seccomp profile)";
+        return Lacking(format!("{reason}; {remedy}")).into();
+    }
+    reason.into()
 }
 
 /// What matters of fio's report.
@@ -134,9 +141,19 @@ mod tests {
         let error = fio_iops(Command::new("/nowhere/fio"), nowhere, 1, 0).unwrap_err();
         assert!(error.is::<Lacking>());
         assert!(error.to_string().contains("install the package fio"), "{error}");
-        // Whatever it is given, it fails.
+    }
+
+    #[test]
+    fn only_a_missing_io_uring_is_a_lack() {
+        let nowhere = Path::new("/nowhere");
         let error = fio_iops(Command::new("false"), nowhere, 1, 0).unwrap_err();
-        assert!(error.is::<Lacking>() && error.to_string().contains("--enghelp"), "{error}");
+        assert!(!error.is::<Lacking>() && error.to_string().contains("exit status: 1"), "{error}");
+        let refused = "fio: pid=7, err=1/file:engines/io_uring.c:998, func=io_queue_init, error=Operation not permitted";
+        let error = failure("exit status: 1", refused);
+        assert!(error.is::<Lacking>() && error.to_string().contains("io_uring_disabled"));
+        assert!(failure("exit status: 1", "fio: engine io_uring not loadable").is::<Lacking>());
+        let error = failure("exit status: 1", "{\nfio: failed parsing randseed=-\n}");
+        assert!(!error.is::<Lacking>() && error.to_string().ends_with("randseed=-"), "{error}");
     }
 
     #[test]
