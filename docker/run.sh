@@ -29,7 +29,7 @@ Usage: docker/run.sh [OPTIONS]
   --if-available    where no engine answers say SKIPPED, and succeed
   --help            print this
 
-In the folder are then run.json, report.html, load.log, device.log and build.log. TAG, DISK_SIZE, SUBCHANNELS, DRIVER and
+In the folder are then run.json, report.html, load.log, device.log and those of the builds. TAG, DISK_SIZE, SUBCHANNELS, DRIVER and
 PROMETHEUS_PORT are those of compose.yaml, but for the port, which is a free one. CARGO_PROFILE_RELEASE_LTO,
 CARGO_PROFILE_RELEASE_CODEGEN_UNITS and CARGO_PROFILE_RELEASE_OPT_LEVEL (off, 16 and 1) make a build that is through sooner.
 
@@ -154,16 +154,16 @@ kept() {
     say "to end it: (cd $here && ${compose[*]} down --volumes)"
 }
 
-# image NAME DOCKERFILE TARGET: builds one. What it said is in build.log.
+# image NAME DOCKERFILE CONTEXT [TARGET]: builds one. What it said is in build-NAME.log.
 image() {
-    local name=$1 file=$2 target=$3 arguments=() variable
+    local name=$1 file=$2 context=$3 target=${4:-} log=$out/build-$1.log arguments=() variable
     for variable in CARGO_PROFILE_RELEASE_{LTO,CODEGEN_UNITS,OPT_LEVEL} {http,https,no}_proxy {HTTP,HTTPS,NO}_PROXY; do
         [ -z "${!variable:-}" ] || [[ $variable == CARGO_* && -z $target ]] || arguments+=(--build-arg "$variable")
     done
     [ -z "$target" ] || arguments+=(--target "$target")
-    docker build "${arguments[@]}" --file "$here/$file" --tag "$name:$TAG" .. >>"$out/build.log" 2>&1 && return
-    tail -n 30 "$out/build.log" >&2
-    die 2 "image $name could not be built, see above and $out/build.log"
+    docker build "${arguments[@]}" --file "$file" --tag "$name:$TAG" "$context" >"$log" 2>&1 && return
+    tail -n 30 "$log" >&2
+    die 2 "image $name could not be built, see above and $log"
 }
 
 # The crates, so that the build downloads nothing: cargo outside knows its way to a registry, the one inside may not.
@@ -171,33 +171,35 @@ crates() {
     rm -rf crates/sources crates/config.toml
     command -v cargo >/dev/null || return 0
     if cargo vendor --locked --versioned-dirs --manifest-path ../Cargo.toml crates/sources \
-        >crates/config.new 2>>"$out/build.log"; then
+        >crates/config.new 2>"$out/build-crates.log"; then
         sed 's|^directory = .*|directory = "/src/docker/crates/sources"|' crates/config.new >crates/config.toml
     else
         rm -rf crates/sources
-        say "cargo vendor failed, see $out/build.log: the build downloads crates itself"
+        say "cargo vendor failed, see $out/build-crates.log: the build downloads crates itself"
     fi
     rm -f crates/config.new
 }
 
 build() {
-    local begin=$SECONDS
-    : >"$out/build.log"
+    local begin=$SECONDS other
     ./base-images.sh || exit
     # Without the plugin there is the old builder only, which will do.
     docker buildx version >/dev/null 2>&1 || export DOCKER_BUILDKIT=0
     say "building images"
+    # Mostly downloads, while the others need the processors. From a context of its own, as the folder changes meanwhile.
+    tar -C .. -c metrics/dashboards docker/prometheus | image vfio-ccw-prometheus docker/prometheus/Dockerfile - &
+    other=$!
     # Another run of this may be at it: they share the crates' folder.
     exec 9>crates/.lock
     flock 9
     vendored=yes
     crates
-    image vfio-ccw-load Dockerfile load
-    image vfio-ccw Dockerfile command
+    image vfio-ccw-load "$here/Dockerfile" .. load
+    image vfio-ccw "$here/Dockerfile" .. command
     rm -rf crates/sources crates/config.toml
     vendored=no
     exec 9>&-
-    image vfio-ccw-prometheus prometheus/Dockerfile ''
+    wait "$other" || exit 2
     say "images are there after $((SECONDS - begin)) s"
 }
 
