@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 
+use vfio_ccw::engine::stage_row;
 use vfio_ccw_load::closed_loop::{self, ClosedLoop, Limit, LoadReport};
 use vfio_ccw_load::open_loop::{self, OpenLoop};
 use vfio_ccw_load::{Access, Progress, Quiet, StageRow};
@@ -13,7 +14,7 @@ use vfio_ccw_metrics::{CounterKind, Registry, Stage, Totals};
 
 use crate::engines::{Driven, EngineKind, Plan, ProgramKind, Refused};
 use crate::ratio::FieldError;
-use crate::run::{JobRecord, KEPT, StageRecord};
+use crate::run::{JobRecord, KEPT};
 
 /// What became of a job: of all its guests together.
 #[derive(Debug)]
@@ -174,17 +175,14 @@ impl Outcome<'_> {
             checked: sum(|report| report.checked),
             miscompares: sum(|report| report.miscompares),
             behind_ns: behind.as_nanos() as u64,
-            latency: StageRow::of_histogram("latency", &latency).into(),
+            latency: StageRow::of_histogram("latency", &latency),
             buckets: latency
                 .iter_recorded()
                 .map(|bucket| (bucket.value_iterated_to(), bucket.count_at_value()))
                 .collect(),
             stages: match facts().next() {
                 None => Vec::new(),
-                Some(_) => Stage::ALL
-                    .iter()
-                    .map(|stage| StageRecord::of_snapshot(stage.name(), &totals.stage(*stage)))
-                    .collect(),
+                Some(_) => Stage::ALL.iter().map(|stage| stage_row(*stage, &totals)).collect(),
             },
             guest_bytes: first.guest_bytes,
             pinned_peak_bytes: facts().map(|facts| facts.pinned_peak).max(),

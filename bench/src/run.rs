@@ -4,7 +4,6 @@
 
 use serde::{Deserialize, Serialize};
 use vfio_ccw_load::StageRow;
-use vfio_ccw_metrics::Snapshot;
 
 use crate::machine::Machine;
 
@@ -139,12 +138,12 @@ pub struct JobRecord {
     /// The longest that a request began after it was due.
     pub behind_ns: u64,
     /// Latency: of an open loop from when a request was due.
-    pub latency: StageRecord,
+    pub latency: StageRow,
     /// All latencies: the highest of each bucket in nanoseconds, and how many there are.
     pub buckets: Vec<(u64, u64)>,
     /// Latencies of the service's stages, in the order in which requests go through them, `total` last; the
     /// ramp included. Empty for baselines.
-    pub stages: Vec<StageRecord>,
+    pub stages: Vec<StageRow>,
     /// Memory of each guest.
     pub guest_bytes: u64,
     /// Most that a guest has had pinned.
@@ -169,46 +168,5 @@ impl JobRecord {
     /// Whether about as much was done a second as was due. Always of a closed loop.
     pub fn kept_its_rate(&self) -> bool {
         self.due_iops().is_none_or(|due| self.iops >= due * KEPT)
-    }
-}
-
-/// Quantiles of one stage.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct StageRecord {
-    /// Its name.
-    pub name: String,
-    /// How many were timed.
-    pub count: u64,
-    /// Median.
-    pub p50_ns: u64,
-    /// 90th percentile.
-    pub p90_ns: u64,
-    /// 99th percentile.
-    pub p99_ns: u64,
-    /// 99.9th percentile.
-    pub p999_ns: u64,
-    /// Longest.
-    pub max_ns: u64,
-}
-
-impl StageRecord {
-    /// What the service has seen of a stage.
-    pub fn of_snapshot(name: &str, stage: &Snapshot) -> Self {
-        Self {
-            name: name.to_owned(),
-            count: stage.count(),
-            p50_ns: stage.quantile(0.5),
-            p90_ns: stage.quantile(0.9),
-            p99_ns: stage.quantile(0.99),
-            p999_ns: stage.quantile(0.999),
-            max_ns: stage.max_ns(),
-        }
-    }
-}
-
-impl From<StageRow> for StageRecord {
-    fn from(row: StageRow) -> Self {
-        let StageRow { name, count, p50_ns, p90_ns, p99_ns, p999_ns, max_ns } = row;
-        Self { name, count, p50_ns, p90_ns, p99_ns, p999_ns, max_ns }
     }
 }

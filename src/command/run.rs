@@ -8,17 +8,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use vfio_ccw::engine::{DiskEngine, MAX_TRANSFER};
+use vfio_ccw::engine::{DiskEngine, MAX_TRANSFER, stage_row};
 use vfio_ccw::volume::Volume;
 use vfio_ccw::{Mode, Service};
 use vfio_ccw_load::closed_loop::{self, ClosedLoop, Limit};
 use vfio_ccw_load::units::Bytes;
 use vfio_ccw_load::verify::{self, WholeVolume};
 use vfio_ccw_load::{
-    Access, BudgetRow, Buffers, JobReport, LiveLine, LoadError, Progress, Quiet, StageRow,
-    Workload, WorkloadError,
+    Access, BudgetRow, Buffers, JobReport, LiveLine, LoadError, Progress, Quiet, Workload,
+    WorkloadError,
 };
-use vfio_ccw_metrics::{CounterKind, Endpoint, EndpointError, Registry, Snapshot, Stage, Totals};
+use vfio_ccw_metrics::{CounterKind, Endpoint, EndpointError, Registry, Stage, Totals};
 use vfio_ccw_pinning::Sizing;
 
 use super::disks::{Disks, Remote};
@@ -434,21 +434,9 @@ fn complete(report: &mut JobReport, service: &Service, totals: &Totals) {
     if gets > 0 {
         report.cache_hit_rate = Some(totals.counter(CounterKind::PinHits) as f64 / gets as f64);
     }
-    let service_rows = Stage::ALL.iter().map(|stage| row(stage.name(), &totals.stage(*stage)));
+    let service_rows = Stage::ALL.iter().map(|stage| stage_row(*stage, totals));
     let loop_rows = std::mem::take(&mut report.stages);
     report.stages = service_rows.chain(loop_rows).collect();
-}
-
-fn row(name: &str, stage: &Snapshot) -> StageRow {
-    StageRow {
-        name: name.to_owned(),
-        count: stage.count(),
-        p50_ns: stage.quantile(0.5),
-        p90_ns: stage.quantile(0.9),
-        p99_ns: stage.quantile(0.99),
-        p999_ns: stage.quantile(0.999),
-        max_ns: stage.max_ns(),
-    }
 }
 
 fn clock_seed() -> u64 {

@@ -8,7 +8,9 @@
 mod disk;
 mod ports;
 mod program;
+mod stages;
 
 pub use disk::{DiskEngine, MAX_TRANSFER};
 pub use ports::EngineSetupError;
 pub use program::ProgramEngine;
+pub use stages::stage_row;

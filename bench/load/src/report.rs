@@ -4,15 +4,14 @@ use crate::closed_loop::LoadReport;
 use crate::failure::ErrorRow;
 use crate::units::{Bytes, Count, Nanos, ThreeDigits};
 use hdrhistogram::Histogram;
-use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
+use serde::{Deserialize, Serialize};
 use std::fmt::{self, Write};
 
 /// Latencies of one stage, in nanoseconds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StageRow {
-    /// Name of the stage: the key in JSON, not part of the value.
-    #[serde(skip)]
+    /// Name of the stage.
     pub name: String,
     /// How many requests went through it.
     pub count: u64,

@@ -107,9 +107,10 @@ fn without_controls(page: &str) -> String {
 mod tests {
     use super::*;
     use crate::report::sample;
-    use crate::run::{JobRecord, StageRecord};
+    use crate::run::JobRecord;
     use proptest::prelude::*;
     use roxmltree::{Document, ParsingOptions};
+    use vfio_ccw_load::StageRow;
 
     const SECTIONS: [&str; 8] = [
         "jobs",
@@ -261,7 +262,7 @@ mod tests {
             wait: Some(evil()),
             driver: Some(evil()),
             pinner: Some(evil()),
-            latency: StageRecord { name: evil(), ..sample::stage("x", 5) },
+            latency: StageRow { name: evil(), ..sample::stage("x", 5) },
             stages: vec![sample::stage(EVIL, 5)],
             rate_iops: rate,
             ..sample::job(EVIL)
@@ -343,9 +344,9 @@ mod tests {
 
     prop_compose! {
         fn stage()(name in word(), values in prop::array::uniform6(number()))
-            -> StageRecord {
+            -> StageRow {
             let [count, p50_ns, p90_ns, p99_ns, p999_ns, max_ns] = values;
-            StageRecord { name, count, p50_ns, p90_ns, p99_ns, p999_ns, max_ns }
+            StageRow { name, count, p50_ns, p90_ns, p99_ns, p999_ns, max_ns }
         }
     }
 

@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::machine::Machine;
-use crate::run::{CompareRow, CompareRun, JobRecord, LoadRun, Run, StageRecord, Verdict};
+use crate::run::{CompareRow, CompareRun, JobRecord, LoadRun, Run, Verdict};
+use vfio_ccw_load::StageRow;
 
 /// A closed loop of one guest.
 pub(super) fn job(name: &str) -> JobRecord {
@@ -68,8 +69,8 @@ pub(super) fn baseline(name: &str) -> JobRecord {
     }
 }
 
-pub(super) fn stage(name: &str, p50_ns: u64) -> StageRecord {
-    StageRecord {
+pub(super) fn stage(name: &str, p50_ns: u64) -> StageRow {
+    StageRow {
         name: name.to_owned(),
         count: 1_000_000,
         p50_ns,

@@ -1,6 +1,7 @@
 //! Latency against load: what requests by the clock had to wait.
 
 use maud::{Markup, html};
+use vfio_ccw_load::StageRow;
 use vfio_ccw_load::units::Nanos;
 
 use crate::report::chart::{Axis, Chart, Key, Line, Marks, Point, Series};
@@ -9,7 +10,7 @@ use crate::report::page::section;
 use crate::report::scale::Scale;
 use crate::report::series::{Group, Job, groups};
 use crate::report::table::{Table, cell};
-use crate::run::{JobRecord, KEPT, StageRecord};
+use crate::run::{JobRecord, KEPT};
 
 /// Rates that differ by more go on a logarithmic axis.
 const WIDE: f64 = 50.0;
@@ -90,7 +91,7 @@ fn load(record: &JobRecord) -> f64 {
 }
 
 fn series(group: &Group) -> Series {
-    let line = |of: fn(&StageRecord) -> u64, what: &str, dashed: bool| Line {
+    let line = |of: fn(&StageRow) -> u64, what: &str, dashed: bool| Line {
         points: (group.jobs.iter())
             .map(|job| {
                 let record = job.record;

@@ -9,7 +9,7 @@ use crate::report::page::section;
 use crate::report::scale::Scale;
 use crate::report::series::Job;
 use crate::report::table::{Table, cell};
-use crate::run::StageRecord;
+use vfio_ccw_load::StageRow;
 
 /// Jobs that are drawn.
 const MOST_PANELS: usize = 12;
@@ -28,7 +28,7 @@ const BOTTOM: f64 = 24.0;
 
 /// A panel for each job that has stages, all with the same axis.
 pub(in crate::report) fn markup(jobs: &[Job]) -> Option<Markup> {
-    let jobs: Vec<(&Job, Vec<&StageRecord>)> = (jobs.iter())
+    let jobs: Vec<(&Job, Vec<&StageRow>)> = (jobs.iter())
         .map(|job| {
             let timed = job.record.stages.iter().filter(|stage| stage.count > 0);
             (job, timed.take(MOST_STAGES).collect())
@@ -81,7 +81,7 @@ pub(in crate::report) fn markup(jobs: &[Job]) -> Option<Markup> {
     Some(section("stages", "Latency by stage", &how, &content))
 }
 
-fn panel(number: usize, label: &str, stages: &[&StageRecord], scale: &Scale) -> Markup {
+fn panel(number: usize, label: &str, stages: &[&StageRow], scale: &Scale) -> Markup {
     let bottom = ROW * stages.len() as f64 + 4.0;
     let at = |nanos: u64| LEFT + scale.share(nanos as f64) * (WIDTH - LEFT - RIGHT);
     let id = format!("stages-{number}");
