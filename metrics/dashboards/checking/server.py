@@ -30,7 +30,12 @@ class Server:
             with urllib.request.urlopen(url, timeout=SECONDS) as answer:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
-            raise Refused(json.load(error).get("error", str(error))) from None
+            try:
+                reason = json.load(error).get("error", str(error))
+            except ValueError:
+                # While it starts it says 503, and that in plain text.
+                raise Unreachable(f"{self.url} does not answer yet: {error}") from None
+            raise Refused(reason) from None
         except (OSError, ValueError) as error:
             raise Unreachable(f"{self.url} does not answer: {error}") from None
 
