@@ -235,9 +235,26 @@ pub fn stage_table(rows: &[StageRow]) -> String {
 fn stages_by_name<S: Serializer>(rows: &[StageRow], serializer: S) -> Result<S::Ok, S::Error> {
     let mut map = serializer.serialize_map(Some(rows.len()))?;
     for row in rows {
-        map.serialize_entry(&row.name, row)?;
+        map.serialize_entry(&row.name, &Unnamed(row))?;
     }
     map.end()
+}
+
+/// A stage whose name stands before it.
+struct Unnamed<'r>(&'r StageRow);
+
+impl Serialize for Unnamed<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let StageRow { name: _, count, p50_ns, p90_ns, p99_ns, p999_ns, max_ns } = self.0;
+        let mut map = serializer.serialize_map(Some(6))?;
+        map.serialize_entry("count", count)?;
+        map.serialize_entry("p50_ns", p50_ns)?;
+        map.serialize_entry("p90_ns", p90_ns)?;
+        map.serialize_entry("p99_ns", p99_ns)?;
+        map.serialize_entry("p999_ns", p999_ns)?;
+        map.serialize_entry("max_ns", max_ns)?;
+        map.end()
+    }
 }
 
 #[cfg(test)]
