@@ -21,11 +21,9 @@ impl Program {
     /// which must be free. `orb` has passed [`Orb::check`].
     pub fn fetch(&mut self, orb: &Orb, map: &GuestMap, rules: &Rules, hold: &mut Hold) {
         #[cfg(feature = "planted-slowdown")]
-        let planted = super::planted::Slowdown::begin();
+        super::planted::slow_down();
         self.bounded = false;
         self.read_all(orb, true, map, rules, hold);
-        #[cfg(feature = "planted-slowdown")]
-        planted.end();
     }
 
     /// The same for a suspended program that is resumed: `orb` designates the CCW that suspended it.

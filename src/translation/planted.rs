@@ -1,30 +1,34 @@
-//! A slowdown that a comparison of two builds has to find: each tenth program is translated for twice as long.
+//! A slowdown that a comparison of two builds has to find: translation waits, busily, for a tenth of what a busy shard
+//! takes for its programs.
 
 use std::cell::Cell;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// Programs of which one is slow, so that their translation takes a tenth longer on the whole.
+/// Of so many programs one waits for as long as the one before it took, from translation to translation.
 const ONE_IN: u32 = 10;
+
+/// A shard that was idle in between is not waited for.
+const MOST: Duration = Duration::from_micros(100);
 
 thread_local! {
     static PROGRAMS: Cell<u32> = const { Cell::new(0) };
+    /// When the program before the one that waits began.
+    static BEFORE: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// The translation of a program.
-pub(super) struct Slowdown(Option<Instant>);
-
-impl Slowdown {
-    pub(super) fn begin() -> Self {
-        let number = PROGRAMS.get().wrapping_add(1);
-        PROGRAMS.set(number);
-        Slowdown(number.is_multiple_of(ONE_IN).then(Instant::now))
+/// A program is about to be translated.
+pub(super) fn slow_down() {
+    let number = PROGRAMS.get().wrapping_add(1);
+    PROGRAMS.set(number);
+    if number % ONE_IN == ONE_IN - 1 {
+        BEFORE.set(Some(Instant::now()));
     }
-
-    /// Waits, busily, for as long as it has taken.
-    pub(super) fn end(self) {
-        let Some(begin) = self.0 else { return };
-        let took = begin.elapsed();
-        while begin.elapsed() < 2 * took {
+    if number.is_multiple_of(ONE_IN)
+        && let Some(before) = BEFORE.take()
+    {
+        let now = Instant::now();
+        let end = now + (now - before).min(MOST);
+        while Instant::now() < end {
             std::hint::spin_loop();
         }
     }
