@@ -4,11 +4,9 @@
 //! one each round makes that chance, which the rounds average out.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -19,6 +17,7 @@ use vfio_ccw_bench::ratio::FieldError;
 use vfio_ccw_bench::run::{CompareRow, CompareRun, JobRecord, Run, Verdict};
 
 use crate::jobs::{Jobs, JobsError};
+use crate::stop;
 
 const EXAMPLES: &str = "\
 Without --base, the first job of the file is what the others are compared with. With it, each job is run by that
@@ -133,12 +132,7 @@ impl Compare {
         if let [alone] = &contenders[..] {
             return Err(CompareError::Alone { name: alone.section.clone() });
         }
-        let stop = Arc::new(AtomicBool::new(false));
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-            // A second one ends the process.
-            signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())?;
-            signal_hook::flag::register(signal, stop.clone())?;
-        }
+        let stop = stop::asked()?;
         let date = now();
         let done = self.measure(&mut contenders, &stop)?;
         if done < FEWEST {
@@ -230,9 +224,8 @@ impl Compare {
     }
 
     fn print(&self, date: String, rounds: u32, rows: &[CompareRow]) -> Result<(), CompareError> {
-        let mut out = io::stdout().lock();
         if self.json.as_deref() != Some(Path::new("-")) {
-            out.write_all(table(rows, rounds).as_bytes())?;
+            io::stdout().write_all(table(rows, rounds).as_bytes())?;
         }
         let Some(path) = &self.json else { return Ok(()) };
         let run = Run::Compare(CompareRun {
@@ -243,11 +236,7 @@ impl Compare {
             confidence: CONFIDENCE,
             rows: rows.to_vec(),
         });
-        let text = serde_json::to_string_pretty(&run).map_err(io::Error::other)?;
-        match path == Path::new("-") {
-            true => writeln!(out, "{text}")?,
-            false => fs::write(path, text + "\n")?,
-        }
+        run.write(path)?;
         Ok(())
     }
 

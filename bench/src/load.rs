@@ -4,7 +4,6 @@ use std::fs;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime};
 
@@ -21,6 +20,7 @@ use vfio_ccw_metrics::{Endpoint, EndpointError, Registry};
 
 use crate::hdr_log::{Log, Logged};
 use crate::jobs::{Jobs, JobsError};
+use crate::stop;
 
 const EXAMPLES: &str = "\
 Names and meanings are those of fio. A job is as many guests as numjobs says, each with a service
@@ -105,12 +105,7 @@ impl Load {
             writeln!(io::stdout(), "{} jobs, nothing wrong", plans.len())?;
             return Ok(true);
         }
-        let stop = Arc::new(AtomicBool::new(false));
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-            // A second one ends the process.
-            signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())?;
-            signal_hook::flag::register(signal, stop.clone())?;
-        }
+        let stop = stop::asked()?;
         let registry = Registry::new();
         let _endpoint =
             self.metrics.map(|address| Endpoint::bind(address, registry.clone())).transpose()?;
@@ -131,32 +126,27 @@ impl Load {
                 jobs
             }
         };
-        let is_clean = jobs.iter().all(|(_, is_clean)| *is_clean);
+        let is_clean = jobs.iter().all(JobRecord::is_clean);
         if let Some(path) = &self.json {
             let run = Run::Load(LoadRun {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 date,
                 machine: Machine::here(),
-                jobs: jobs.into_iter().map(|(record, _)| record).collect(),
+                jobs,
             });
-            let text = serde_json::to_string_pretty(&run).map_err(io::Error::other)?;
-            match path == Path::new("-") {
-                true => writeln!(io::stdout(), "{text}")?,
-                false => fs::write(path, text + "\n")
-                    .map_err(|source| LoadError::OutputFile { path: path.clone(), source })?,
-            }
+            run.write(path)?;
         }
         Ok(is_clean)
     }
 
-    /// Runs all jobs, and prints each as it ends. With each record, whether nothing was wrong.
+    /// Runs all jobs, and prints each as it ends.
     fn run_all(
         &self,
         plans: &[Plan<'_>],
         registry: &Registry,
         mut log: Option<&mut Log<'_, '_>>,
         stop: &AtomicBool,
-    ) -> Result<Vec<(JobRecord, bool)>, LoadError> {
+    ) -> Result<Vec<JobRecord>, LoadError> {
         let began = Instant::now();
         let mut jobs = Vec::with_capacity(plans.len());
         for plan in plans {
@@ -179,7 +169,7 @@ impl Load {
             if self.json.as_deref() != Some(Path::new("-")) {
                 writeln!(io::stdout(), "{}", line(&record, &outcome))?;
             }
-            jobs.push((record, outcome.is_clean()));
+            jobs.push(record);
         }
         Ok(jobs)
     }
@@ -236,8 +226,7 @@ fn line(record: &JobRecord, outcome: &Outcome<'_>) -> String {
             text += "; THE RATE WAS NOT KEPT: these latencies grow for as long as the job lasts";
         }
     }
-    let faults = record.errors + record.lost + record.duplicate + record.miscompares;
-    if faults > 0 || record.checked > 0 {
+    if !record.is_clean() || record.checked > 0 {
         text += &format!(
             "\n  {} reads compared, {} wrong; {} failed, {} lost, {} doubled",
             record.checked, record.miscompares, record.errors, record.lost, record.duplicate

@@ -8,6 +8,7 @@ mod hdr_log;
 mod jobs;
 mod load;
 mod modes;
+mod stop;
 
 use clap::{Args, Parser, Subcommand};
 use compare::{Compare, CompareError};

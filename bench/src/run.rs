@@ -2,6 +2,10 @@
 //!
 //! Times are nanoseconds, sizes bytes. What an engine does not have (a baseline has no pin cache) is null.
 
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 use vfio_ccw_load::StageRow;
 
@@ -15,6 +19,22 @@ pub enum Run {
     Load(LoadRun),
     /// Loads in turns, and what they are to each other.
     Compare(CompareRun),
+}
+
+impl Run {
+    /// Writes it to the file at `path`, or to standard output for `-`.
+    ///
+    /// # Errors
+    /// What the system says; the file is named.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        let text = serde_json::to_string_pretty(self)? + "\n";
+        if path == Path::new("-") {
+            return io::stdout().write_all(text.as_bytes());
+        }
+        let named =
+            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        fs::write(path, text).map_err(named)
+    }
 }
 
 /// Loads, one after the other.
@@ -163,6 +183,11 @@ impl JobRecord {
     /// Requests that were due a second, of all guests together; none: a closed loop.
     pub fn due_iops(&self) -> Option<f64> {
         self.rate_iops.map(|rate| rate * f64::from(self.guests))
+    }
+
+    /// Whether every request completed once, without failure and with the right data.
+    pub fn is_clean(&self) -> bool {
+        [self.errors, self.lost, self.duplicate, self.miscompares] == [0; 4]
     }
 
     /// Whether about as much was done a second as was due. Always of a closed loop.

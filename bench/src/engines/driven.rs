@@ -132,7 +132,7 @@ fn disks(plan: &Plan<'_>, number: u32, registry: Registry) -> Result<Driven, Fie
     };
     let memory = guest_memory(guest_bytes)?;
     let builder = builder(plan, slots, registry);
-    let (service, engine, bytes) = match disks {
+    let (service, engine, workload) = match disks {
         Disks::Here(volume) => {
             let bytes = checked_size(spec, volume.bytes())?;
             // Known now, not after everything is set up.
@@ -140,7 +140,7 @@ fn disks(plan: &Plan<'_>, number: u32, registry: Registry) -> Result<Driven, Fie
             check_workload(spec, &workload, slots)?;
             let service = builder.build(memory)?;
             let engine = DiskEngine::attach(&service, &volume, slots)?;
-            (service, engine, bytes)
+            (service, engine, workload)
         }
         Disks::Elsewhere(devices, space) => {
             let service = match space {
@@ -159,11 +159,11 @@ fn disks(plan: &Plan<'_>, number: u32, registry: Registry) -> Result<Driven, Fie
                 return Err(Refused::new(spec, "filename", reason).into());
             }
             let bytes = checked_size(spec, u64::from(first) * BLOCK)?;
-            (service, engine, bytes)
+            let workload = workload(plan, number, bytes, base, bytes_per_slot);
+            check_workload(spec, &workload, slots)?;
+            (service, engine, workload)
         }
     };
-    let workload = workload(plan, number, bytes, base, bytes_per_slot);
-    check_workload(spec, &workload, slots)?;
     Ok(Driven {
         engine: Box::new(engine),
         service: Some(service),
