@@ -14,7 +14,7 @@ use vfio_ccw_metrics::{CounterKind, Registry, Stage, Totals};
 
 use crate::engines::{Driven, EngineKind, Plan, ProgramKind, Refused};
 use crate::ratio::FieldError;
-use crate::run::{JobRecord, KEPT};
+use crate::run::JobRecord;
 
 /// What became of a job: of all its guests together.
 #[derive(Debug)]
@@ -104,13 +104,6 @@ fn guest(
 }
 
 impl Outcome<'_> {
-    /// Whether as much was done a second as was due. Always of a closed loop.
-    pub fn kept_its_rate(&self) -> bool {
-        let rate = self.plan.spec.rate_iops;
-        let guests = &self.guests;
-        rate.is_none_or(|rate| guests.iter().all(|guest| guest.report.iops() >= rate * KEPT))
-    }
-
     /// The first wrong reads, in words.
     pub fn first_miscompares(&self) -> impl Iterator<Item = &String> {
         self.guests.iter().flat_map(|guest| &guest.report.first_miscompares)
@@ -160,6 +153,7 @@ impl Outcome<'_> {
             writes: sum(|report| report.writes),
             warm_up: sum(|report| report.warm_up),
             iops,
+            slowest_iops: reports().map(LoadReport::iops).fold(f64::INFINITY, f64::min),
             mib_per_s: match plan.program {
                 ProgramKind::Disk => iops * f64::from(first.moved) / f64::from(1 << 20),
                 ProgramKind::Shape(_) => 0.0,

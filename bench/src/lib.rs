@@ -28,7 +28,7 @@
 //! One function that measures one round, and one row in [`fields::FIELDS`]:
 //!
 //! ```
-//! use vfio_ccw_bench::ratio::{Field, FieldError, Round, Sample, Target};
+//! use vfio_ccw_bench::ratio::{Field, FieldError, Figure, Round, Sample, Target};
 //!
 //! fn double_vs_single(round: &Round) -> Result<Sample, FieldError> {
 //!     let cost_of = |steps: u64| Ok((0..steps).map(std::hint::black_box).sum::<u64>() as f64);
@@ -42,9 +42,11 @@
 //!     rounds: 5,
 //!     round: double_vs_single,
 //! };
-//! let figure = field.measure(5, 1, |_| {})?;
-//! assert!(figure.holds);
-//! # Ok::<(), vfio_ccw_bench::ratio::RatioError>(())
+//! let mut values = Vec::new();
+//! field.each_round(1..6, 1, |value| values.push(value))?;
+//! // `ratios` has several passes, each in a process of its own.
+//! assert!(Figure::of(field.target, vec![values], 1)?.holds);
+//! # Ok::<(), FieldError>(())
 //! ```
 
 pub mod allocations;

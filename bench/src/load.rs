@@ -222,7 +222,7 @@ fn line(record: &JobRecord, outcome: &Outcome<'_>) -> String {
         let behind = Nanos(record.behind_ns);
         text +=
             &format!("\n  due {} a second each; the latest began {behind} after that", Count(rate));
-        if !outcome.kept_its_rate() && !record.stopped {
+        if !record.kept_its_rate() && !record.stopped {
             text += "; THE RATE WAS NOT KEPT: these latencies grow for as long as the job lasts";
         }
     }

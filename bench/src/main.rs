@@ -18,11 +18,14 @@ use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 use vfio_ccw_bench::allocations::Counting;
 use vfio_ccw_bench::fields::FIELDS;
 use vfio_ccw_bench::instructions::{self, InstructionsError};
 use vfio_ccw_bench::peer_process;
-use vfio_ccw_bench::ratio::{self, Earlier, Field, FieldError, Figures, RatioError};
+use vfio_ccw_bench::ratio::{
+    self, Earlier, Field, FieldError, Figure, Figures, Pass, Progress, RatioError,
+};
 use vfio_ccw_bench::record::{FOLDER, Record};
 use vfio_ccw_bench::replacement::Setting;
 use vfio_ccw_bench::report::{Report, ReportError};
@@ -40,7 +43,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Print each figure with its interval, its target and whether it holds.
+    /// Print each figure with its interval, its target and whether it holds; takes ten minutes or more.
+    ///
+    /// Goes over all figures in nine passes, each figure in a new process, so that intervals cover what differs from
+    /// process to process and from minute to minute.
     ///
     /// Exits with 0 where all could be measured, whether or not the targets hold. A figure for which the machine
     /// lacks something, such as fio, is absent, and standard error says so.
@@ -85,7 +91,8 @@ struct Ratios {
     /// List the figures with what they measure, and measure nothing.
     #[arg(long, conflicts_with = "json")]
     list: bool,
-    /// Measure this many rounds of each figure [default: what each figure needs].
+    /// Measure this many rounds of each figure, spread over as many passes, nine at most [default: what each figure
+    /// needs].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rounds: Option<u32>,
     /// Say on standard error how the figures agree with those of an earlier run, which '--json' has printed.
@@ -197,7 +204,8 @@ fn ratios(arguments: &Ratios) -> Result<ExitCode, Failure> {
     }
     // Before anything is measured: a wrong name should not cost ten minutes.
     let earlier = arguments.against.as_deref().map(earlier).transpose()?;
-    let (figures, code) = figures(&fields, arguments.rounds, arguments.seed);
+    let rounds = arguments.rounds.map(|rounds| rounds as usize);
+    let (figures, code) = figures(&fields, rounds, arguments.seed);
     if arguments.json {
         serde_json::to_writer_pretty(&mut out, &figures)?;
         writeln!(out)?;
@@ -211,27 +219,13 @@ fn ratios(arguments: &Ratios) -> Result<ExitCode, Failure> {
 }
 
 /// Measures these, and whether that went well with all of them that this machine has what it takes for.
-fn figures(fields: &[&Field], rounds: Option<u32>, seed: u64) -> (Figures, ExitCode) {
-    let mut figures = Figures::default();
-    let mut code = ExitCode::SUCCESS;
-    for field in fields {
-        let rounds = rounds.map_or(field.rounds, |rounds| rounds as usize);
-        let mut line = RoundLine::new(field.name, rounds);
-        match field.measure(rounds, seed, |round| line.show(round)) {
-            Ok(figure) => {
-                line.end(&figure.to_string());
-                figures.push(field.name, figure);
-            }
-            Err(error) => {
-                line.end(&error.to_string());
-                // What the machine lacks is its own business; all else is this program's.
-                if !error.is_lack() {
-                    code = ExitCode::FAILURE;
-                }
-            }
-        }
+fn figures(fields: &[&Field], rounds: Option<usize>, seed: u64) -> (Figures, ExitCode) {
+    let mut line = RoundLine { terminal: io::stderr().is_terminal() };
+    // What the machine lacks is its own business; all else is this program's.
+    match ratio::measure(fields, rounds, seed, peer_process::take, &mut line) {
+        (figures, true) => (figures, ExitCode::SUCCESS),
+        (figures, false) => (figures, ExitCode::FAILURE),
     }
-    (figures, code)
 }
 
 fn instructions(arguments: &Instructions) -> Result<ExitCode, Failure> {
@@ -280,26 +274,40 @@ fn replacement(arguments: &Replacement) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Progress on standard error: rounds as they end on a terminal, one line a figure elsewhere.
+/// Progress on standard error: rounds as they end on a terminal, one line a pass and a figure elsewhere.
 struct RoundLine {
-    name: &'static str,
-    rounds: usize,
     terminal: bool,
 }
 
 impl RoundLine {
-    fn new(name: &'static str, rounds: usize) -> Self {
-        Self { name, rounds, terminal: io::stderr().is_terminal() }
+    fn line(&self, text: &str) {
+        let clear = if self.terminal { "\r\x1b[2K" } else { "" };
+        eprintln!("{clear}{text}");
     }
+}
 
-    fn show(&self, round: usize) {
+impl Progress for RoundLine {
+    fn round(&mut self, pass: Pass, name: &str, done: usize, rounds: usize) {
         if self.terminal {
-            eprint!("\r\x1b[2K{}: round {round} of {}", self.name, self.rounds);
+            let Pass { number, of } = pass;
+            eprint!("\r\x1b[2Kpass {number} of {of}: {name}: {done} of {rounds} rounds");
         }
     }
 
-    fn end(&mut self, result: &str) {
-        let clear = if self.terminal { "\r\x1b[2K" } else { "" };
-        eprintln!("{clear}{}: {result}", self.name);
+    fn figure(&mut self, name: &str, result: Result<&Figure, &RatioError>) {
+        match result {
+            Ok(figure) => self.line(&format!("{name}: {figure}")),
+            Err(error) => self.line(&format!("{name}: {error}")),
+        }
+    }
+
+    fn pass(&mut self, pass: Pass, left: Duration) {
+        let Pass { number, of } = pass;
+        // Rounded up: a rest of some seconds is not none.
+        let seconds = left.as_secs() + 1;
+        let (minutes, seconds) = (seconds / 60, seconds % 60);
+        self.line(&format!(
+            "pass {number} of {of} has ended, some {minutes}:{seconds:02} min to go"
+        ));
     }
 }

@@ -1,8 +1,10 @@
-//! The other process of figures that take two: this program again, in another role.
+//! Other processes of figures, those that measure them and those that are their other side: this program again, in
+//! another role.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -16,9 +18,10 @@ use vfio_ccw::server::{ServedDevice, Server};
 use vfio_ccw::{DeviceSpec, WaitStrategy};
 use vfio_ccw_metrics::DeviceClass;
 
+use crate::fields::{FIELDS, Lacking};
 use crate::parts::Part;
 use crate::processor;
-use crate::ratio::FieldError;
+use crate::ratio::{FieldError, Rounds};
 use crate::service_load::{BLOCK, DiskLoad, DiskShape, NullLoad};
 
 /// The subcommand that plays a role.
@@ -27,13 +30,18 @@ pub const PEER: &str = "peer";
 /// What a load's lines begin with.
 const IOPS: &str = "iops ";
 
+/// What lines of a process that measures begin with.
+const VALUE: &str = "value ";
+const LACK: &str = "lack ";
+const FAILURE: &str = "failure ";
+
 /// Guest memory of a load that reads.
 const READERS_GUEST: u64 = 64 << 20;
 
 /// Programs of a load before the first that count.
 const WARM_UP: u64 = 20_000;
 
-/// Plays the role that `words` name: what [`ServerProcess`], [`LoadProcess`], [`Echo`] and `part` start.
+/// Plays the role that `words` name: what [`take`], [`ServerProcess`], [`LoadProcess`], [`Echo`] and `part` start.
 ///
 /// # Errors
 /// An unknown role, or what goes wrong in it.
@@ -46,6 +54,7 @@ pub fn play(words: &[String]) -> Result<(), FieldError> {
         ["read", image, count, seed, processor] => {
             read(Path::new(image), count.parse()?, seed.parse()?, processor.parse()?)
         }
+        ["rounds", name, from, to, seed] => rounds(name, from.parse()?..to.parse()?, seed.parse()?),
         ["part", name, times] => name.parse::<Part>()?.run(times.parse()?),
         _ => Err(format!("{words:?} is no role").into()),
     }
@@ -114,6 +123,64 @@ fn read(image: &Path, count: u16, seed: u64, processor: usize) -> Result<(), Fie
         println!("{IOPS}{}", load.run_for(time, seed.wrapping_add(round))?.iops());
     }
     Ok(())
+}
+
+/// Measures these rounds of a figure, and says the value of each as it ends, or why there is none.
+fn rounds(name: &str, numbers: Range<usize>, seed: u64) -> Result<(), FieldError> {
+    let field = FIELDS.iter().find(|field| field.name == name).ok_or("an unknown figure")?;
+    match field.each_round(numbers, seed, |value| println!("{VALUE}{value}")) {
+        Ok(()) => {}
+        Err(error) => match error.downcast_ref::<Lacking>() {
+            Some(Lacking(what)) => println!("{LACK}{}", one_line(what)),
+            None => println!("{FAILURE}{}", one_line(&error.to_string())),
+        },
+    }
+    Ok(())
+}
+
+fn one_line(text: &str) -> String {
+    text.replace('\n', "; ")
+}
+
+/// Measures rounds of a figure in a new process, and gives the value of each to `each`.
+///
+/// # Errors
+/// What the first round that fails says, [`Lacking`] among it; or the process does not start or come to its end.
+pub fn take(rounds: &Rounds<'_>, each: &mut dyn FnMut(f64)) -> Result<(), FieldError> {
+    let Rounds { field, numbers, seed } = rounds;
+    let [from, to, seed] = [numbers.start as u64, numbers.end as u64, *seed];
+    let words = ["rounds", field.name, &from.to_string(), &to.to_string(), &seed.to_string()];
+    let process = start(&words)?.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let mut process = Ended(process);
+    let output = process.0.stdout.take().ok_or("no output of the process that measures")?;
+    let mut values = 0;
+    for line in BufReader::new(output).lines() {
+        let line = line?;
+        if let Some(value) = line.strip_prefix(VALUE) {
+            each(value.parse()?);
+            values += 1;
+        } else if let Some(what) = line.strip_prefix(LACK) {
+            return Err(Lacking(what.to_owned()).into());
+        } else if let Some(why) = line.strip_prefix(FAILURE) {
+            return Err(why.into());
+        }
+    }
+    let status = process.0.wait()?;
+    if !status.success() || values != numbers.len() {
+        return Err(format!("the process that measured it has ended early: {status}").into());
+    }
+    Ok(())
+}
+
+/// A process that has ended when this is dropped.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // Where it has not ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// This program, to run a part so many times and end.
@@ -334,6 +401,7 @@ impl Drop for Echo {
 mod tests {
     use super::*;
     use crate::engines::scratch;
+    use crate::ratio::Field;
     use crate::service_load::VOLUME;
 
     /// Where a test of this crate starts another process, that process runs this.
@@ -366,6 +434,33 @@ mod tests {
         for milliseconds in [20, 1] {
             assert!(load.iops(milliseconds).unwrap() > 0.0);
         }
+    }
+
+    #[test]
+    fn a_figure_is_measured_in_another_process() {
+        let field = FIELDS.iter().find(|field| field.name == "ring_spsc_vs_rtrb").unwrap();
+        let values = |numbers: Range<usize>| {
+            let mut values = Vec::new();
+            let ended = take(&Rounds { field, numbers, seed: 1 }, &mut |value| values.push(value));
+            (values, ended)
+        };
+        let (values, ended) = values(3..5);
+        assert!(ended.is_ok() && values.len() == 2 && values.iter().all(|value| *value > 0.0));
+    }
+
+    #[test]
+    fn what_is_lacked_or_fails_in_another_process_is_heard() {
+        let taken = |name: &'static str| {
+            let field = Field { name, ..FIELDS[0] };
+            take(&Rounds { field: &field, numbers: 1..2, seed: 1 }, &mut |_| {})
+        };
+        let error = taken("metrics_overhead").unwrap_err();
+        assert!(
+            error.is::<Lacking>() && error.to_string().contains("tests do not build"),
+            "{error}"
+        );
+        let error = taken("no_such_figure").unwrap_err().to_string();
+        assert!(error.contains("ended early: exit status"), "{error}");
     }
 
     #[test]

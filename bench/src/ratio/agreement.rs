@@ -81,18 +81,12 @@ impl fmt::Display for Agreement {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ratio::{Field, Sample, Target};
+    use crate::ratio::{Figure, Target};
 
     #[test]
     fn intervals_that_touch_agree_and_others_are_named() {
-        let field = Field {
-            name: "x",
-            measures: "",
-            target: Target::Le(9.0),
-            rounds: 3,
-            round: |round| Ok(Sample::absolute(round.number as f64)),
-        };
-        let figure = field.measure(3, 1, |_| {}).unwrap();
+        let passes = vec![vec![1.0], vec![2.0], vec![3.0]];
+        let figure = Figure::of(Target::Le(9.0), passes, 1).unwrap();
         let mut figures = Figures::default();
         ["same", "touches", "below", "new"].iter().for_each(|name| figures.push(name, figure));
         let text = r#"{"same": {"low": 1.0, "high": 3.0, "value": 2}, "touches": {"low": 3, "high": 4},

@@ -3,6 +3,7 @@
 use crate::ratio::{RatioError, interval_of_median, median};
 use serde::ser::{Serialize, Serializer};
 use std::fmt;
+use std::ops::Range;
 use vfio_ccw_load::random::SplitMix64;
 
 /// Whatever a figure's function may fail with.
@@ -24,40 +25,21 @@ pub struct Field {
 }
 
 impl Field {
-    /// Measures `rounds` rounds and takes the median. `ended` is told of each round that has ended,
-    /// from 1.
+    /// Measures the rounds with these numbers in this process, and gives the value of each to `each`.
     ///
     /// # Errors
-    /// Where a round fails or gives no finite number, or there are none.
-    pub fn measure(
+    /// What the first round that fails says.
+    pub fn each_round(
         &self,
-        rounds: usize,
+        numbers: Range<usize>,
         seed: u64,
-        mut ended: impl FnMut(usize),
-    ) -> Result<Figure, RatioError> {
-        let mut seeds = SplitMix64::new(seed);
-        let mut values = Vec::with_capacity(rounds);
-        for number in 1..=rounds {
-            let round = Round { number, seed: seeds.next_u64() };
-            let sample = (self.round)(&round)
-                .map_err(|source| RatioError::Round { round: number, source })?;
-            let value = sample.value();
-            if !value.is_finite() {
-                return Err(RatioError::NotFinite { round: number, value });
-            }
-            values.push(value);
-            ended(number);
+        mut each: impl FnMut(f64),
+    ) -> Result<(), FieldError> {
+        for number in numbers {
+            let seed = SplitMix64::new(seed.wrapping_add(number as u64)).next_u64();
+            each((self.round)(&Round { number, seed })?.value());
         }
-        let value = median(&mut values).ok_or(RatioError::NoRounds)?;
-        let interval = interval_of_median(&values, seeds.next_u64());
-        let value = significant(value);
-        Ok(Figure {
-            value,
-            low: significant(interval.low),
-            high: significant(interval.high),
-            target: self.target,
-            holds: self.target.holds(value),
-        })
+        Ok(())
     }
 }
 
@@ -182,16 +164,38 @@ impl fmt::Display for Bound {
 /// A measured figure.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Figure {
-    /// Median of the rounds, with four significant digits.
+    /// Median of the passes, with four significant digits.
     pub value: f64,
-    /// Lower end of the 95 % interval of the median.
+    /// Lower end of the 95 % interval of that.
     pub low: f64,
-    /// Upper end of the 95 % interval of the median.
+    /// Upper end of the 95 % interval of that.
     pub high: f64,
     /// What is asked of the value.
     pub target: Target,
     /// Whether `value`, as shown, is that.
     pub holds: bool,
+}
+
+impl Figure {
+    /// Of the values of each pass: the median of their medians. Passes are what another run would have others of, so
+    /// the interval is of them, and not of all their rounds.
+    ///
+    /// # Errors
+    /// There is none, or one without values.
+    pub fn of(target: Target, passes: Vec<Vec<f64>>, seed: u64) -> Result<Self, RatioError> {
+        let medians: Option<Vec<f64>> =
+            passes.into_iter().map(|mut values| median(&mut values)).collect();
+        let mut medians = medians.ok_or(RatioError::NoRounds)?;
+        let value = significant(median(&mut medians).ok_or(RatioError::NoRounds)?);
+        let interval = interval_of_median(&medians, seed);
+        Ok(Figure {
+            value,
+            low: significant(interval.low),
+            high: significant(interval.high),
+            target,
+            holds: target.holds(value),
+        })
+    }
 }
 
 impl fmt::Display for Figure {
@@ -266,38 +270,43 @@ mod tests {
         assert_eq!(*order.borrow(), "oppoop");
     }
 
-    fn numbered(round: &Round) -> Result<Sample, FieldError> {
-        Ok(Sample::absolute(round.number as f64))
-    }
-
-    fn field(round: fn(&Round) -> Result<Sample, FieldError>) -> Field {
-        Field { name: "x", measures: "", target: Target::Le(5.0), rounds: 9, round }
-    }
-
     #[test]
-    fn a_figure_is_the_median_of_its_rounds_within_its_interval() {
-        let mut ended = Vec::new();
-        let figure = field(numbered).measure(9, 1, |round| ended.push(round)).unwrap();
-        assert_eq!((figure.value, figure.holds), (5.0, true));
-        assert!(figure.low >= 1.0 && figure.low < 5.0 && figure.high > 5.0 && figure.high <= 9.0);
-        assert_eq!(ended, (1..=9).collect::<Vec<_>>());
-        assert_eq!(figure, field(numbered).measure(9, 1, |_| {}).unwrap());
-        assert!(!field(numbered).measure(11, 1, |_| {}).unwrap().holds);
-    }
-
-    #[test]
-    fn a_failing_round_is_named() {
+    fn rounds_have_numbers_and_seeds_of_their_own() {
         fn third_fails(round: &Round) -> Result<Sample, FieldError> {
-            if round.number == 3 { Err("no luck".into()) } else { Ok(Sample::absolute(1.0)) }
+            let odd = Sample::absolute(round.seed as f64);
+            if round.number == 3 { Err("no luck".into()) } else { Ok(odd) }
         }
-        let error = field(third_fails).measure(9, 1, |_| {}).unwrap_err().to_string();
-        assert_eq!(error, "not measured, round 3 failed: no luck");
-        let no_peer = |_: &Round| Ok(Sample::Ratio { ours: 1.0, peer: 0.0 });
-        assert!(matches!(
-            field(no_peer).measure(2, 1, |_| {}),
-            Err(RatioError::NotFinite { round: 1, .. })
-        ));
-        assert!(matches!(field(numbered).measure(0, 1, |_| {}), Err(RatioError::NoRounds)));
+        let field = Field {
+            name: "x",
+            measures: "",
+            target: Target::Le(5.0),
+            rounds: 9,
+            round: third_fails,
+        };
+        let seeds = |numbers| {
+            let mut values = Vec::new();
+            let ended = field.each_round(numbers, 1, |value| values.push(value));
+            (values, ended.map_err(|error| error.to_string()))
+        };
+        let (values, ended) = seeds(1..9);
+        assert_eq!((values.len(), ended), (2, Err("no luck".to_owned())));
+        assert_ne!(values[0], values[1]);
+        assert_eq!(seeds(2..3), (vec![values[1]], Ok(())));
+    }
+
+    #[test]
+    fn a_figure_is_the_median_of_its_passes_within_their_interval() {
+        let passes = |count: usize| -> Vec<Vec<f64>> {
+            (1..=count).map(|pass| vec![pass as f64, 1e9, 0.0]).collect()
+        };
+        let figure = |count| Figure::of(Target::Le(5.0), passes(count), 1).unwrap();
+        let nine = figure(9);
+        assert_eq!((nine.value, nine.holds), (5.0, true));
+        // All but one at each end.
+        assert_eq!((nine.low, nine.high), (2.0, 8.0));
+        assert!(!figure(11).holds);
+        assert!(matches!(Figure::of(Target::Le(5.0), vec![], 1), Err(RatioError::NoRounds)));
+        assert!(matches!(Figure::of(Target::Le(5.0), vec![vec![]], 1), Err(RatioError::NoRounds)));
     }
 
     #[test]

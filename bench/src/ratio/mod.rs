@@ -3,10 +3,12 @@
 mod agreement;
 mod bootstrap;
 mod field;
+mod passes;
 
 pub use agreement::{Agreement, Earlier, NoFigures};
 pub use bootstrap::{Interval, interval_of_median, interval_with, median};
 pub use field::{Field, FieldError, Figure, Round, Sample, Target};
+pub use passes::{PASSES, Pass, Progress, Rounds, measure};
 
 use crate::fields::Lacking;
 use serde::ser::{Serialize, SerializeMap, Serializer};
@@ -159,7 +161,7 @@ mod tests {
     fn figures_serialise_as_one_object_in_order() {
         let mut figures = Figures::default();
         for name in ["second", "first"] {
-            figures.push(name, field("x").measure(3, 1, |_| {}).unwrap());
+            figures.push(name, Figure::of(Target::Le(4.0), vec![vec![3.0]; 3], 1).unwrap());
         }
         assert_eq!(
             serde_json::to_string(&figures).unwrap(),

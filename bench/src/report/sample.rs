@@ -28,6 +28,7 @@ pub(super) fn job(name: &str) -> JobRecord {
         writes: 300_000,
         warm_up: 1000,
         iops: 100_000.0,
+        slowest_iops: 100_000.0,
         mib_per_s: 390.6,
         errors: 0,
         lost: 0,
@@ -50,7 +51,7 @@ pub(super) fn job(name: &str) -> JobRecord {
 
 /// One by the clock.
 pub(super) fn by_the_clock(name: &str, rate: f64) -> JobRecord {
-    JobRecord { rate_iops: Some(rate), iops: rate, ..job(name) }
+    JobRecord { rate_iops: Some(rate), iops: rate, slowest_iops: rate, ..job(name) }
 }
 
 /// A baseline, which has neither stages nor pinned memory.

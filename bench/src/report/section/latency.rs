@@ -78,7 +78,7 @@ pub(in crate::report) fn markup(jobs: &[Job]) -> Option<Markup> {
         "To the right more requests are due a second; solid lines are the 99th percentile, dashed ones the median. "
         "Where a line turns upwards a system has reached what it carries. "
         @if is_any_late {
-            "A ring marks jobs that did less than " (percent(KEPT))
+            "A ring marks jobs of which a guest did less than " (percent(KEPT))
             " of what was due: there the latency says how long the job lasted, not how good the system is."
         }
     };
