@@ -171,7 +171,8 @@ pub(super) struct Attachment {
     pub(super) share: Option<u64>,
     /// What completions with unsolicited status carry.
     pub(super) unsolicited: Option<u64>,
-    pub(super) restored: Option<(Restored, Restoring)>,
+    /// On the heap: thousands of these may be on their way, and few have that.
+    pub(super) restored: Option<Box<(Restored, Restoring)>>,
 }
 
 /// What the device goes on from, and who wants to know whether it does.
@@ -193,7 +194,7 @@ pub(super) fn attach(context: &Rc<Context>, attachment: Attachment) {
     let rules = context.rules(device.class(), policy, pins_areas);
     let view = RefCell::new(context.view());
     let pinning = RefCell::new(pinning);
-    let (suspended, starts, restoring) = match restored {
+    let (suspended, starts, restoring) = match restored.map(|restored| *restored) {
         Some((Restored { suspended, starts, .. }, restoring)) => {
             let submitted = context.clock.raw();
             let request = |(orb, user_data): (Orb, Option<u64>)| {

@@ -271,12 +271,14 @@ impl Service {
         self.activities.attached(number, class);
         let share = options.budget.or(self.share);
         let policy = options.policy;
-        let (answer, restoring) = mpsc::channel();
-        let is_restored = restored.is_some();
-        let restored = restored.map(|restored| {
-            let device = restored.device.clone();
-            (restored, Restoring { device, answer })
-        });
+        let (restored, restoring) = match restored {
+            Some(restored) => {
+                let (answer, restoring) = mpsc::channel();
+                let device = restored.device.clone();
+                (Some(Box::new((restored, Restoring { device, answer }))), Some(restoring))
+            }
+            None => (None, None),
+        };
         let attachment = Attachment {
             shared: shared.clone(),
             intake,
@@ -291,7 +293,7 @@ impl Service {
             return Err(AttachError::ShardGone { shard });
         }
         place.keep();
-        if is_restored {
+        if let Some(restoring) = restoring {
             let gone = |_| AttachError::ShardGone { shard };
             if let Err(error) = restoring.recv().map_err(gone)? {
                 // As if it had never been: its number is free again.
