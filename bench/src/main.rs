@@ -24,7 +24,7 @@ use vfio_ccw_bench::fields::FIELDS;
 use vfio_ccw_bench::instructions::{self, InstructionsError};
 use vfio_ccw_bench::peer_process;
 use vfio_ccw_bench::ratio::{
-    self, Earlier, Field, FieldError, Figure, Figures, Pass, Progress, RatioError,
+    self, Earlier, Field, FieldError, Figure, Measured, Pass, Progress, RatioError,
 };
 use vfio_ccw_bench::record::{FOLDER, Record};
 use vfio_ccw_bench::replacement::Setting;
@@ -46,7 +46,8 @@ enum Command {
     /// Print each figure with its interval, its target and whether it holds; takes ten minutes or more.
     ///
     /// Goes over all figures in nine passes, each figure in a new process, so that intervals cover what differs from
-    /// process to process and from minute to minute.
+    /// process to process and from minute to minute. Ctrl-C ends it with the figures of the passes so far, when the
+    /// figure under way has ended its rounds: ten seconds at most.
     ///
     /// Exits with 0 where all could be measured, whether or not the targets hold. A figure for which the machine
     /// lacks something, such as fio, is absent, and standard error says so.
@@ -205,7 +206,10 @@ fn ratios(arguments: &Ratios) -> Result<ExitCode, Failure> {
     // Before anything is measured: a wrong name should not cost ten minutes.
     let earlier = arguments.against.as_deref().map(earlier).transpose()?;
     let rounds = arguments.rounds.map(|rounds| rounds as usize);
-    let (figures, code) = figures(&fields, rounds, arguments.seed);
+    let Measured { figures, has_failed, stopped } = figures(&fields, rounds, arguments.seed)?;
+    if let Some(Pass { number, of }) = stopped {
+        eprintln!("stopped in pass {number} of {of}: the figures are of the passes so far");
+    }
     if arguments.json {
         serde_json::to_writer_pretty(&mut out, &figures)?;
         writeln!(out)?;
@@ -215,17 +219,19 @@ fn ratios(arguments: &Ratios) -> Result<ExitCode, Failure> {
     if let Some(earlier) = earlier {
         eprintln!("{}", figures.against(&earlier));
     }
-    Ok(code)
+    Ok(code(has_failed))
 }
 
-/// Measures these, and whether that went well with all of them that this machine has what it takes for.
-fn figures(fields: &[&Field], rounds: Option<usize>, seed: u64) -> (Figures, ExitCode) {
+/// Measures these.
+fn figures(fields: &[&Field], rounds: Option<usize>, seed: u64) -> io::Result<Measured> {
+    let stop = stop::asked()?;
     let mut line = RoundLine { terminal: io::stderr().is_terminal() };
-    // What the machine lacks is its own business; all else is this program's.
-    match ratio::measure(fields, rounds, seed, peer_process::take, &mut line) {
-        (figures, true) => (figures, ExitCode::SUCCESS),
-        (figures, false) => (figures, ExitCode::FAILURE),
-    }
+    Ok(ratio::measure(fields, rounds, seed, peer_process::take, &mut line, &stop))
+}
+
+/// What the machine lacks is its own business; all else is this program's.
+fn code(has_failed: bool) -> ExitCode {
+    if has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 fn instructions(arguments: &Instructions) -> Result<ExitCode, Failure> {
@@ -244,16 +250,20 @@ fn record(arguments: &Keep) -> Result<ExitCode, Failure> {
     let mut record = Record::begin().map_err(Failure::Record)?;
     let path = record.file(&arguments.folder).map_err(Failure::Record)?;
     record.instructions = instructions::Instructions::count()?;
-    let mut code = ExitCode::SUCCESS;
+    let mut failed = false;
     if !arguments.instructions_only {
         let all: Vec<&Field> = FIELDS.iter().collect();
-        let figures;
-        (figures, code) = self::figures(&all, None, 1);
+        let Measured { figures, has_failed, stopped } = figures(&all, None, 1)?;
+        if let Some(Pass { number, of }) = stopped {
+            let why = format!("stopped in pass {number} of {of}");
+            return Err(Failure::Record(why.into()));
+        }
+        failed = has_failed;
         record.ratios = Some(figures);
     }
     record.write(&path).map_err(Failure::Record)?;
     println!("{}", path.display());
-    Ok(code)
+    Ok(code(failed))
 }
 
 fn earlier(path: &Path) -> Result<Earlier, Failure> {

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -150,8 +151,10 @@ pub fn take(rounds: &Rounds<'_>, each: &mut dyn FnMut(f64)) -> Result<(), FieldE
     let Rounds { field, numbers, seed } = rounds;
     let [from, to, seed] = [numbers.start as u64, numbers.end as u64, *seed];
     let words = ["rounds", field.name, &from.to_string(), &to.to_string(), &seed.to_string()];
-    let process = start(&words)?.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
-    let mut process = Ended(process);
+    let mut command = start(&words)?;
+    // Ctrl-C is for whoever waits for it: a figure gives back what it has borrowed, such as huge pages.
+    command.process_group(0);
+    let mut process = Ended(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?);
     let output = process.0.stdout.take().ok_or("no output of the process that measures")?;
     let mut values = 0;
     for line in BufReader::new(output).lines() {

@@ -8,7 +8,7 @@ mod passes;
 pub use agreement::{Agreement, Earlier, NoFigures};
 pub use bootstrap::{Interval, interval_of_median, interval_with, median};
 pub use field::{Field, FieldError, Figure, Round, Sample, Target};
-pub use passes::{PASSES, Pass, Progress, Rounds, measure};
+pub use passes::{Measured, PASSES, Pass, Progress, Rounds, measure};
 
 use crate::fields::Lacking;
 use serde::ser::{Serialize, SerializeMap, Serializer};

@@ -6,6 +6,7 @@
 //! what another run would meet.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{Field, FieldError, Figure, Figures, RatioError};
@@ -46,25 +47,42 @@ pub struct Rounds<'f> {
     pub seed: u64,
 }
 
+/// What came of measuring.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Measured {
+    /// The figures that could be measured.
+    pub figures: Figures,
+    /// Whether one is absent although this machine has what it takes.
+    pub has_failed: bool,
+    /// In which pass it was stopped; figures are of those so far.
+    pub stopped: Option<Pass>,
+}
+
 /// Measures `fields`: each in as many rounds as it needs, or in `rounds`. `take` measures the rounds of a pass, gives
-/// each value to whom it is told, and ends with the first that fails; that figure is then absent.
-///
-/// Returns the figures, and whether all that are absent are so for want of something on this machine.
+/// each value to whom it is told, and ends with the first that fails; that figure is then absent. Once `stop` is set
+/// no more rounds begin.
 pub fn measure(
     fields: &[&Field],
     rounds: Option<usize>,
     seed: u64,
     mut take: impl FnMut(&Rounds<'_>, &mut dyn FnMut(f64)) -> Result<(), FieldError>,
     progress: &mut impl Progress,
-) -> (Figures, bool) {
+    stop: &AtomicBool,
+) -> Measured {
     let rounds_of = |field: &Field| rounds.unwrap_or(field.rounds);
     let of = fields.iter().map(|field| passes_for(rounds_of(field))).max().unwrap_or(0);
     let mut measured: Vec<Result<Vec<Vec<f64>>, RatioError>> =
         fields.iter().map(|_| Ok(Vec::new())).collect();
     let begin = Instant::now();
-    for number in 1..=of {
+    let mut stopped = None;
+    'passes: for number in 1..=of {
         let pass = Pass { number, of };
         for (field, passes) in fields.iter().zip(&mut measured) {
+            // Relaxed: it hears of it soon enough.
+            if stop.load(Ordering::Relaxed) {
+                stopped = Some(pass);
+                break 'passes;
+            }
             let numbers = share(rounds_of(field), number - 1);
             let Ok(values) = passes else { continue };
             if numbers.is_empty() {
@@ -83,10 +101,12 @@ pub fn measure(
         }
     }
     let mut figures = Figures::default();
-    let mut only_lacks = true;
+    let mut has_failed = false;
     for (field, passes) in fields.iter().zip(measured) {
         // What has failed in a pass has been told.
         let figure = match passes {
+            // Its turn has not come.
+            Ok(passes) if stopped.is_some() && passes.is_empty() => continue,
             Ok(passes) => Figure::of(field.target, passes, seed).inspect_err(|error| {
                 progress.figure(field.name, Err(error));
             }),
@@ -97,10 +117,10 @@ pub fn measure(
                 progress.figure(field.name, Ok(&figure));
                 figures.push(field.name, figure);
             }
-            Err(error) => only_lacks &= error.is_lack(),
+            Err(error) => has_failed |= !error.is_lack(),
         }
     }
-    (figures, only_lacks)
+    Measured { figures, has_failed, stopped }
 }
 
 /// The values of these rounds.
@@ -172,6 +192,8 @@ mod tests {
         Field { name, measures: "", target: Target::Le(5.0), rounds, round: numbered }
     }
 
+    static GO_ON: AtomicBool = AtomicBool::new(false);
+
     fn here(rounds: &Rounds<'_>, each: &mut dyn FnMut(f64)) -> Result<(), FieldError> {
         rounds.field.each_round(rounds.numbers.clone(), rounds.seed, each)
     }
@@ -193,7 +215,7 @@ mod tests {
     fn each_pass_goes_over_all_figures() {
         let (a, b) = (field("a", 3), field("b", 1));
         let mut told = Told::default();
-        let (figures, only_lacks) = measure(&[&a, &b], None, 1, here, &mut told);
+        let measured = measure(&[&a, &b], None, 1, here, &mut told, &GO_ON);
         assert_eq!(
             told.0,
             [
@@ -211,7 +233,8 @@ mod tests {
                 "b = 1"
             ]
         );
-        assert!(only_lacks && figures.table().lines().count() == 3);
+        assert!(!measured.has_failed && measured.stopped.is_none());
+        assert_eq!(measured.figures.table().lines().count(), 3);
     }
 
     #[test]
@@ -222,10 +245,10 @@ mod tests {
             let fails = rounds.field.name == "a" && rounds.numbers.contains(&5);
             here(rounds, each).and(if fails { Err("no luck".into()) } else { Ok(()) })
         };
-        let (figures, only_lacks) = measure(&[&a, &b], None, 1, fails, &mut told);
+        let measured = measure(&[&a, &b], None, 1, fails, &mut told, &GO_ON);
         let of_a: Vec<&String> = told.0.iter().filter(|line| line.starts_with("a:")).collect();
         assert_eq!(of_a, ["a: not measured, round 7 failed: no luck"]);
-        assert!(!only_lacks && !figures.table().contains("\na "));
+        assert!(measured.has_failed && !measured.figures.table().contains("\na "));
         assert!(told.0.contains(&"b = 14".to_owned()), "{:?}", told.0);
     }
 
@@ -233,14 +256,38 @@ mod tests {
     fn no_rounds_and_values_that_are_no_numbers_are_refused() {
         let a = field("a", 9);
         let mut told = Told::default();
-        assert!(!measure(&[&a], Some(0), 1, here, &mut told).1);
+        assert!(measure(&[&a], Some(0), 1, here, &mut told, &GO_ON).has_failed);
         assert!(told.0[0].contains("0 rounds"), "{:?}", told.0);
         let infinite = |_: &Rounds<'_>, each: &mut dyn FnMut(f64)| {
             each(f64::INFINITY);
             Ok(())
         };
         let mut told = Told::default();
-        assert!(!measure(&[&a], None, 1, infinite, &mut told).1);
+        assert!(measure(&[&a], None, 1, infinite, &mut told, &GO_ON).has_failed);
         assert!(told.0[2].contains("round 1 gave inf"), "{:?}", told.0);
+    }
+
+    #[test]
+    fn what_is_stopped_has_the_passes_so_far() {
+        let (a, b) = (field("a", 9), field("b", 9));
+        let stop = AtomicBool::new(false);
+        let stopping_at = |name: &'static str, number: usize| {
+            stop.store(false, Ordering::Relaxed);
+            let take = |rounds: &Rounds<'_>, each: &mut dyn FnMut(f64)| {
+                let is_last = rounds.field.name == name && rounds.numbers.contains(&number);
+                stop.store(is_last, Ordering::Relaxed);
+                here(rounds, each)
+            };
+            let mut told = Told::default();
+            let measured = measure(&[&a, &b], None, 1, take, &mut told, &stop);
+            assert!(!measured.has_failed);
+            (measured.stopped.map(|pass| pass.number), told.0.split_off(told.0.len() - 2))
+        };
+        assert_eq!(stopping_at("a", 5), (Some(5), vec!["a = 3".into(), "b = 2.5".into()]));
+        assert_eq!(stopping_at("b", 5), (Some(6), vec!["a = 3".into(), "b = 3".into()]));
+        // The other's turn has not come.
+        assert_eq!(stopping_at("a", 1), (Some(1), vec!["1/9 a 1/1".into(), "a = 1".into()]));
+        // There was nothing left to stop.
+        assert_eq!(stopping_at("b", 9).0, None);
     }
 }
