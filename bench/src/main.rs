@@ -43,7 +43,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Print each figure with its interval, its target and whether it holds; takes ten minutes or more.
+    /// Print each figure with its interval, its target and whether it holds; takes seven minutes, and
+    /// some more the first time.
     ///
     /// Goes over all figures in nine passes, each figure in a new process, so that intervals cover what differs from
     /// process to process and from minute to minute. Ctrl-C ends it with the figures of the passes so far, when the

@@ -5,7 +5,6 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -122,15 +121,13 @@ fn scrape(address: SocketAddr) -> io::Result<usize> {
 
 /// This program built without recording. It is built where it was built before, beside this one.
 fn unrecorded() -> Result<PathBuf, FieldError> {
-    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     if cfg!(test) {
         // What it takes there is a minute, for no figure.
         return Err(
             Lacking("a program without recording, which tests do not build".to_owned()).into()
         );
     }
-    let built = BUILT.get_or_init(|| build().map_err(|error| error.to_string()));
-    built.clone().map_err(|why| Lacking(why).into())
+    build().map_err(|error| Lacking(error.to_string()).into())
 }
 
 fn build() -> Result<PathBuf, FieldError> {

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use super::{Field, FieldError, Figure, Figures, RatioError};
 
-/// Passes over all figures, as far as there are rounds for them. The 95 % interval of the median of nine leaves out
-/// one at each end; of fewer than six there would be none.
+/// Passes over all figures, as far as there are rounds for them. With nine, the 95 % interval of the median leaves out
+/// one at each end; fewer than six have no such interval.
 pub const PASSES: usize = 9;
 
 /// Who is told how far it has come.

@@ -376,9 +376,9 @@ mod tests {
             let [pinned_peak_bytes, budget_bytes] = pinned;
             JobRecord {
                 name, engine, program, mode, wait, driver, pinner, guests, subchannels, block_bytes, read_percent, access,
-                rate_iops, seconds, ios, reads, writes, warm_up, iops, slowest_iops: iops / 2.0, mib_per_s, errors, lost, duplicate, checked,
-                miscompares, behind_ns, latency, buckets, stages, guest_bytes: ios, pinned_peak_bytes, budget_bytes,
-                hit_rate, stopped,
+                rate_iops, seconds, ios, reads, writes, warm_up, iops, slowest_iops: iops / 2.0, mib_per_s, errors, lost,
+                duplicate, checked, miscompares, behind_ns, latency, buckets, stages, guest_bytes: ios,
+                pinned_peak_bytes, budget_bytes, hit_rate, stopped,
             }
         }
     }
